@@ -40,6 +40,7 @@ FAMILIES = (
 )
 MEMORY_RUN_LIMIT_S = 5.0  # slower contestants are not run a second time just for their peak memory
 ONE_RUN_S = 3.0  # slower contestants are timed once, by the run that is checked
+SHORTEST_S = 1e-3  # a measurement of less is a loop: alone, such a run would time a core's awakening from the pause
 SETTLE_S = 0.005  # between runs, so that one library's spinning worker threads do not slow the next one down
 
 
@@ -178,8 +179,8 @@ def workloads(families: Iterable[str]) -> list[Workload]:
     return found
 
 
-def _run(contestant: Contestant, settings: Settings) -> tuple[float, Any]:
-    """One timed run: (seconds, result)."""
+def _run(contestant: Contestant, settings: Settings, loops: int = 1) -> tuple[float, Any]:
+    """Timed runs: (seconds of one, the last result)."""
     from cvctoolkit import _native
 
     with _native.restricted_isa("" if contestant.isa == "cuda" else contestant.isa):
@@ -187,10 +188,11 @@ def _run(contestant: Contestant, settings: Settings) -> tuple[float, Any]:
         if settings.device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
-        result = contestant.run()
+        for _ in range(loops):
+            result = contestant.run()
         if settings.device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start, result
+        return (time.perf_counter() - start) / loops, result
 
 
 def _peak_extra(contestant: Contestant, settings: Settings) -> tuple[float, Any, int | None]:
@@ -265,14 +267,20 @@ def measure(workload: Workload, settings: Settings, report: Callable[[str], None
         measured.append(_Measurement(contestant, times, verdict, peak))
     del truth
     rounds = [settings.rounds(m.times[0]) for m in measured]
+    loops = []
+    for m in measured:
+        loops.append(1)
+        while m.times[0] * loops[-1] < SHORTEST_S:
+            loops[-1] *= 2
+            m.times[0] = _run(m.contestant, settings, loops[-1])[0]
     gc.collect()
     gc.disable()
     try:
         for turn in range(1, max(rounds)):
             report(f"round {turn + 1} of {max(rounds)}")
-            for m, last in zip(measured, rounds, strict=True):
+            for m, last, count in zip(measured, rounds, loops, strict=True):
                 if turn < last:
-                    m.times.append(_run(m.contestant, settings)[0])
+                    m.times.append(_run(m.contestant, settings, count)[0])
     finally:
         gc.enable()
     return _rows(workload, prepared, measured, items, settings)

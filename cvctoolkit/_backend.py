@@ -66,12 +66,14 @@ def device_of(args: Iterable[Any]) -> torch.device:
     return torch.device("cpu")
 
 
-def reasons(name: str, backend: Backend, args: tuple[Any, ...]) -> list[str]:
+def reasons(name: str, backend: Backend, args: tuple[Any, ...], device_type: str | None = None) -> list[str]:
     """Why a backend cannot serve this call; empty when it can."""
-    return device_reasons(name, backend, device_of(args).type) or list(backend.unsupported(*args))
+    return device_reasons(name, backend, device_type or device_of(args).type) or list(backend.unsupported(*args))
 
 
-def select(op: str, backends: dict[str, Backend], wish: str, args: tuple[Any, ...]) -> Backend:
+def select(
+    op: str, backends: dict[str, Backend], wish: str, args: tuple[Any, ...], device_type: str | None = None
+) -> Backend:
     """The backend to run: the wished one or an error with its reasons, else the first of ``ORDER`` without any.
 
     Raises:
@@ -80,7 +82,7 @@ def select(op: str, backends: dict[str, Backend], wish: str, args: tuple[Any, ..
     if wish:
         if wish not in backends:
             raise ValueError(f"{op}: no backend {wish!r}; there are {', '.join(backends)}")
-        why_not = reasons(wish, backends[wish], args)
+        why_not = reasons(wish, backends[wish], args, device_type)
         if why_not:
             raise ValueError(f"{op}: backend {wish!r} cannot serve this call: {'; '.join(why_not)}")
         return backends[wish]
@@ -88,6 +90,6 @@ def select(op: str, backends: dict[str, Backend], wish: str, args: tuple[Any, ..
         # The interpreter makes Triton eligible on CPU tensors for tests that ask for it, never by itself.
         if name == "triton" and triton_interpreted():
             continue
-        if name in backends and not reasons(name, backends[name], args):
+        if name in backends and not reasons(name, backends[name], args, device_type):
             return backends[name]
     raise ValueError(f"{op}: no backend serves this call")

@@ -14,6 +14,7 @@ from torch import Tensor
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOAT32_64 = (torch.float32, torch.float64)
 INTEGRAL = (torch.int32, torch.int64)
+_INFINITE = (float("inf"), float("-inf"))
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -45,7 +46,17 @@ def tensor(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
-    sizes = shape.split()
+    if shape != "...":
+        _fits(op, name, value, shape.split())
+    if dtypes is not None and value.dtype not in dtypes:
+        wanted = ", ".join(map(_name, dtypes))
+        raise ValueError(f"{op}: {name} must have dtype {wanted}, got {_name(value.dtype)}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{op}: {name} must be on {device} like the other tensors, got {value.device}")
+    return value
+
+
+def _fits(op: str, name: str, value: Tensor, sizes: list[str]) -> None:
     open_ended = sizes[:1] == ["..."]
     tail = sizes[1:] if open_ended else sizes
     fits = value.dim() >= len(tail) if open_ended else value.dim() == len(tail)
@@ -53,12 +64,6 @@ def tensor(
         fits = all(not s.isdigit() or int(s) == n for s, n in zip(tail, value.shape[value.dim() - len(tail) :]))
     if not fits:
         raise ValueError(f"{op}: {name} must have shape [{', '.join(sizes)}], got {list(value.shape)}")
-    if dtypes is not None and value.dtype not in dtypes:
-        wanted = ", ".join(map(_name, dtypes))
-        raise ValueError(f"{op}: {name} must have dtype {wanted}, got {_name(value.dtype)}")
-    if device is not None and value.device != device:
-        raise ValueError(f"{op}: {name} must be on {device} like the other tensors, got {value.device}")
-    return value
 
 
 def same_shape(op: str, name: str, value: Tensor, shape: Sequence[int]) -> None:
@@ -78,10 +83,11 @@ def number(
     op: str, name: str, value: Any, *, above: float | None = None, at_least: float | None = None, finite: bool = True
 ) -> float:
     """Checks a real number and its range."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if type(value) is not float and (
+        isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating))
+    ):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
-    bad = value != value or (finite and value in (float("inf"), float("-inf")))
-    if bad:
+    if value != value or (finite and value in _INFINITE):
         raise ValueError(f"{op}: {name} must be finite, got {value}")
     if above is not None and not value > above:
         raise ValueError(f"{op}: {name} must be > {above}, got {value}")

@@ -6,7 +6,7 @@ One public operator per op, its schema in Python; the operator's body picks the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,8 @@ class Operator:
         self.name = name
         self.backends = backends
         self.overload = getattr(torch.ops.cvctoolkit, name).default
+        # Where the schema has tensors, or lists of them: a call looks for gradients there only.
+        self._slots = [i for i, a in enumerate(self.overload._schema.arguments) if "Tensor" in str(a.type)]
 
     def __call__(self, *args: Any, backend: str | None = None) -> Any:
         if backend is not None and not isinstance(backend, str):
@@ -38,18 +40,19 @@ class Operator:
         if _recorded is not None:
             _recorded.append((self, (*args, backend or "")))
         # torch would drop the tangents of an operator without a forward-mode formula, and give zero derivatives.
-        if forward_ad._current_level >= 0 and any(isinstance(a, torch.Tensor) and _has_tangent(a) for a in args):
+        if forward_ad._current_level >= 0 and any(_has_tangent(args[i]) for i in self._slots):
             raise RuntimeError(f"{self.name}: forward-mode differentiation is not implemented")
         # Without a gradient to record, the autograd kernel (Python, as every one of torch.library) is passed by.
-        if not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and _any_requires_grad(args)):
+        recorded = torch.is_grad_enabled() and any(_requires_grad(args[i]) for i in self._slots)
+        if not recorded and not torch.compiler.is_compiling():
             with torch._C._AutoDispatchBelowAutograd():
                 return self.overload(*args, backend or "")
         return self.overload(*args, backend or "")
 
     def _body(self, *args: Any) -> Any:
-        inputs, wish = args[:-1], args[-1]
-        run = select(self.name, self.backends, wish, inputs).run
+        inputs = args[:-1]
         device = device_of(inputs).type
+        run = select(self.name, self.backends, args[-1], inputs, device).run
         if not torch.is_autocast_enabled(device):
             return run(*inputs)
         # An operator chooses its own precision: autocast would round the products inside a reference.
@@ -57,18 +60,16 @@ class Operator:
             return run(*inputs)
 
 
-def _any_requires_grad(values: Iterable[Any]) -> bool:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            if value.requires_grad:
-                return True
-        elif isinstance(value, (list, tuple)) and _any_requires_grad(value):
-            return True
-    return False
+def _requires_grad(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.requires_grad
+    return value is not None and any(map(_requires_grad, value))
 
 
-def _has_tangent(value: torch.Tensor) -> bool:
-    return forward_ad.unpack_dual(value).tangent is not None
+def _has_tangent(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return forward_ad.unpack_dual(value).tangent is not None
+    return value is not None and any(map(_has_tangent, value))
 
 
 @contextmanager

@@ -100,15 +100,13 @@ def _registered(name: str, key: str) -> bool:
 
 
 class _Kernels:
-    """``cvctoolkit_native::*`` by name, looked up when called: op modules may name kernels that are not built."""
+    """``cvctoolkit_native::*`` by name; op modules may name kernels that are not built, and learn so when they call."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *args: _overload(name)(*args)
-
-
-@cache
-def _overload(name: str) -> Callable[..., Any]:
-    return getattr(torch.ops.cvctoolkit_native, name).default
+        if not hasattr(torch.ops.cvctoolkit_native, name):
+            return lambda *args: getattr(torch.ops.cvctoolkit_native, name).default(*args)
+        self.__dict__[name] = overload = getattr(torch.ops.cvctoolkit_native, name).default
+        return overload
 
 
 kernels = _Kernels()
