@@ -216,7 +216,7 @@ def cvc_score(
         TypeError: Wrong argument types.
         ValueError: Shapes, dtypes, devices or an option do not fit.
 
-    Source: AlignCVC, Sec. 4.1 (CVC: the mean confidence of the top 100 matches between adjacent views).
+    Source: AlignCVC (its CVC metric: the mean confidence of the top 100 matches between adjacent views).
     """
     op = "cvc_score"
     _checks.tensor(op, "points", points, "P 2 H W 3", _checks.FLOATING)
