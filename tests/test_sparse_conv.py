@@ -195,7 +195,9 @@ def test_native_maps_equal_the_reference(kernel, stride, dilation, transposed, c
         coords[:, 1:] = 65535 - coords[:, 1:]
         coords[:, 0] = 32767 - coords[:, 0]
     coords = coords[torch.randperm(len(coords), generator=g)]
-    out = conv_out_coords(coords, kernel, stride, dilation, transposed=transposed)
+    reached = [conv_out_coords(coords, kernel, stride, dilation, transposed=transposed, backend=b) for b in BACKENDS]
+    assert torch.equal(*reached)
+    out = reached[0]
     out = out[torch.randperm(len(out), generator=g)] if seed % 2 else out
     geometry = dict(stride=stride, dilation=dilation, transposed=transposed, out_coords=out)
     native, exact = (neighbor_map(coords, kernel, **geometry, backend=b).map for b in BACKENDS)
@@ -217,6 +219,25 @@ def test_all_voxels_at_one_parity():
     coords = torch.cartesian_prod(torch.tensor([0]), *[torch.arange(1, 16, 2)] * 3).int()
     found = neighbor_map(coords, 3, 2, padding=1)
     assert len(found.out_coords) == 9**3 and (found.map >= 0).sum() == 8 * len(coords)
+
+
+@settings(max_examples=30)
+@given(
+    kernel=st.sampled_from([1, 2, 3, 5, (1, 2, 70)]),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    transposed=st.booleans(),
+    extent=st.tuples(*[st.sampled_from([1, 3, 9, 70])] * 3),
+    seed=st.integers(0, 99),
+)
+def test_native_voxels_within_a_grid_equal_the_reference(kernel, stride, dilation, transposed, extent, seed):
+    g = generator(seed)
+    coords = cells(g, 50, size=80)
+    coords = coords[torch.randint(len(coords), (60,), generator=g)]  # in any order, some twice
+    options = dict(padding=1, transposed=transposed, spatial_shape=extent)
+    native, exact = (conv_out_coords(coords, kernel, stride, dilation, **options, backend=b) for b in BACKENDS)
+    assert torch.equal(native, exact)
+    assert (native[:, 1:] < torch.tensor(extent)).all()
 
 
 @settings(max_examples=25)
@@ -310,7 +331,15 @@ def test_half_precision_sums_in_float32(dtype):
     feats, weight = feats.detach().to(dtype), torch.randn(5, 4, 3, 3, 3, generator=generator(1)).to(dtype)
     index = neighbor_map(coords, 3).map
     exact = sparse_conv3d(feats.double(), weight.double(), None, index)
-    assert torch.allclose(sparse_conv3d(feats, weight, None, index).double(), exact, rtol=torch.finfo(dtype).eps)
+    for backend in BACKENDS:
+        found = sparse_conv3d(feats, weight, None, index, backend=backend)
+        assert found.dtype == dtype
+        assert torch.allclose(found.double(), exact, rtol=torch.finfo(dtype).eps)
+    weight.requires_grad_()
+    grads = [torch.autograd.grad(sparse_conv3d(feats, weight, None, index, backend=b).sum(), weight) for b in BACKENDS]
+    assert torch.allclose(grads[0][0].double(), grads[1][0].double(), rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+    pooled = [sparse_max_pool3d(feats, index, backend=b) for b in BACKENDS]
+    assert pooled[0].dtype == dtype and torch.equal(*pooled)
 
 
 def test_weights_of_other_engines():
@@ -330,71 +359,3 @@ def test_weights_of_other_engines():
     assert weight_from_torchsparse(torch.zeros(2, 3), 1).shape == (3, 2, 1, 1, 1)
     with pytest.raises(ValueError, match="27 offsets"):
         weight_from_torchsparse(torch.zeros(27, 2, 3), 2)
-
-
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-
-def test_refuses_what_is_no_map():
-    coords, feats = sparse()
-    weight = torch.zeros(3, 4, 3, 3, 3, dtype=torch.float64)
-    index = neighbor_map(coords, 3).map
-    for bad in (-2, len(coords)):
-        broken = index.clone()
-        broken[3, 5] = bad
-        with pytest.raises(ValueError, match=f"rows 0 to {len(coords) - 1} of feats, got {bad}"):
-            sparse_conv3d(feats, weight, None, broken)
-    twice = torch.zeros_like(index)
-    with pytest.raises(ValueError, match="appears twice"):
-        sparse_conv3d(feats, weight, None, twice).sum().backward()
-
-
-@pytest.mark.parametrize(
-    "change,match",
-    [
-        (dict(weight=torch.zeros(3, 5, 3, 3, 3).double()), "divisible by groups"),
-        (dict(groups=3), "divisible by groups"),
-        (dict(groups=0), "groups must be >= 1"),
-        (dict(weight=torch.zeros(3, 4, 3, 3, 1).double()), "27 offsets, weight 9"),
-        (dict(weight=torch.zeros(3, 4, 3, 3, 3)), "weight must have dtype float64"),
-        (dict(bias=torch.zeros(4).double()), r"bias must have shape \[3\]"),
-        (dict(feats=torch.zeros(3)), "feats must have shape"),
-        (dict(neighbor_map=torch.zeros(4, 27)), "neighbor_map must have dtype"),
-        (dict(backend="triton"), "backend"),
-    ],
-)
-def test_refuses_what_does_not_fit(change, match):
-    coords, feats = sparse()
-    weight = torch.zeros(3, 4, 3, 3, 3, dtype=torch.float64)
-    arguments = dict(feats=feats, weight=weight, bias=None, neighbor_map=neighbor_map(coords, 3).map)
-    with pytest.raises(ValueError, match=match):
-        sparse_conv3d(**{**arguments, **change})
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_refuses_what_are_no_voxels(backend):
-    good = torch.tensor([[0, 1, 2, 3], [0, 4, 5, 6]], dtype=torch.int32)
-    with pytest.raises(ValueError, match="distinct voxels"):
-        neighbor_map(good[[0, 1, 0]], 3, backend=backend)
-    for bad in ([0, -1, 0, 0], [0, 0, 65536, 0], [32768, 0, 0, 0], [-1, 0, 0, 0]):
-        broken = torch.tensor([*good.tolist(), bad], dtype=torch.int32)
-        with pytest.raises(ValueError, match="coords must be"):
-            neighbor_map(broken, 3, backend=backend)
-        with pytest.raises(ValueError, match="out_coords must be"):
-            neighbor_map(good, 3, out_coords=broken, backend=backend)
-        with pytest.raises(ValueError, match="coords must be"):
-            conv_out_coords(broken, 3)
-    for kwargs in (dict(kernel_size=0), dict(kernel_size=256), dict(kernel_size=(3, 3)), dict(kernel_size=3, stride=0)):
-        with pytest.raises(ValueError, match="neighbor_map"):
-            neighbor_map(good, **kwargs)
-    with pytest.raises(TypeError, match="kernel_size"):
-        neighbor_map(good, 2.5)
-
-
-def test_nan_features_stay_where_they_are_seen():
-    coords = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 9]], dtype=torch.int32)
-    feats = torch.tensor([[float("nan")], [1.0], [2.0]])
-    out = sparse_conv3d(feats, torch.ones(1, 1, 3, 3, 3), None, neighbor_map(coords, 3).map)
-    assert out[:2].isnan().all() and out[2] == 2
-    pooled = sparse_max_pool3d(feats, neighbor_map(coords, 3).map)
-    assert pooled[:2].isnan().all() and pooled[2] == 2

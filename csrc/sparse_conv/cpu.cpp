@@ -1,20 +1,15 @@
+// Sparse convolution and pooling on the CPU.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <limits>
-#include <numeric>
 #include <optional>
 #include <tuple>
-#include <vector>
 
 #include "common/buffer.h"
 #include "common/isa.h"
 #include "sparse_conv/job.h"
-#include "sparse_conv/neighbors.h"
 
 namespace cvc::sparse_conv {
 namespace {
@@ -26,125 +21,6 @@ constexpr int64_t kRowsPerTask = 1024;
 
 bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
 
-// --- neighbour maps --------------------------------------------------------------------------------------------------
-
-// The bits of cvctoolkit.ops.voxels.conventions: of the first and of the second set.
-constexpr int64_t kOutOfRange[2] = {1, 2}, kDuplicate = 4;
-
-bool out_of_range(const int32_t* coords, int64_t n) {
-  std::atomic<bool> found{false};
-  torch::stable::parallel_for(0, n, 1 << 14, [&](int64_t begin, int64_t end) {
-    uint32_t batch = 0, other = 0;  // a negative coordinate is a large one
-    for (int64_t i = begin; i < end; ++i) {
-      batch |= static_cast<uint32_t>(coords[4 * i]);
-      for (int k = 1; k < 4; ++k) other |= static_cast<uint32_t>(coords[4 * i + k]);
-    }
-    if (batch >> 15 || other >> 16) found = true;
-  });
-  return found;
-}
-
-// The keys of a coordinate set in ascending order, and the row of each where that is not the position itself.
-struct SortedKeys {
-  Buffer<int64_t> keys;
-  Buffer<int32_t> row;
-  bool is_sorted = true;
-  int64_t faults = 0;
-
-  SortedKeys(const int32_t* coords, int64_t n) : keys(n), faults(out_of_range(coords, n) ? kOutOfRange[0] : 0) {
-    if (faults) return;
-    std::atomic<bool> sorted{true}, duplicates{false};
-    torch::stable::parallel_for(0, n, 1 << 14, [&](int64_t begin, int64_t end) {
-      bool ascending = true, equal = false;
-      int64_t before = begin > 0 ? key(coords, begin - 1) : -1;
-      for (int64_t i = begin; i < end; ++i) {
-        keys[i] = key(coords, i);
-        ascending &= before <= keys[i];
-        equal |= before == keys[i];
-        before = keys[i];
-      }
-      if (!ascending) sorted = false;
-      if (equal) duplicates = true;
-    });
-    is_sorted = sorted;
-    bool repeated = duplicates;
-    if (!is_sorted) repeated = sort(n);
-    if (repeated) faults |= kDuplicate;
-  }
-
-  // Returns whether a key occurs twice.
-  bool sort(int64_t n) {
-    std::vector<std::pair<int64_t, int32_t>> order(n);
-    for (int64_t i = 0; i < n; ++i) order[i] = {keys[i], static_cast<int32_t>(i)};
-    std::sort(order.begin(), order.end());
-    row = Buffer<int32_t>(n);
-    bool repeated = false;
-    for (int64_t i = 0; i < n; ++i) {
-      keys[i] = order[i].first;
-      row[i] = order[i].second;
-      repeated |= i > 0 && keys[i] == keys[i - 1];
-    }
-    return repeated;
-  }
-
-  static int64_t key(const int32_t* coords, int64_t i) {
-    const int32_t* c = coords + 4 * i;
-    return pack_key(c[0], c[1], c[2], c[3]);
-  }
-};
-
-// Returns the map and the faults of the sets; with faults the map is not filled.
-std::tuple<Tensor, int64_t> neighbor_map(Tensor coords, Tensor out_coords, std::vector<int64_t> kernel,
-                                         std::vector<int64_t> stride, std::vector<int64_t> dilation,
-                                         std::vector<int64_t> padding, bool transposed) {
-  Geometry geometry{};
-  for (int i = 0; i < 3; ++i) geometry.axis[i] = {kernel[i], stride[i], dilation[i], padding[i]};
-  geometry.transposed = transposed;
-  const int64_t rows = out_coords.size(0), offsets = geometry.offsets();
-  const SortedKeys sorted(static_cast<const int32_t*>(coords.const_data_ptr()), coords.size(0));
-
-  Tensor map = torch::stable::new_empty(coords, {rows, offsets}, ScalarType::Int);
-  int32_t* const found = static_cast<int32_t*>(map.mutable_data_ptr());
-  const int32_t* const out = static_cast<const int32_t*>(out_coords.const_data_ptr());
-  const int64_t faults = sorted.faults | (out_of_range(out, rows) ? kOutOfRange[1] : 0);
-  if (faults) return {map, faults};
-  advise_huge_pages(found, sizeof(int32_t) * rows * offsets);
-  torch::stable::parallel_for(0, rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
-    Cursors cursors(geometry, sorted.keys.data(), coords.size(0));
-    for (int64_t o = begin; o < end; ++o)
-      cursors.find(out + 4 * o, sorted.is_sorted ? nullptr : sorted.row.data(), found + o * offsets);
-  });
-  return {map, 0};
-}
-
-// inverse[i, k] = o where map[o, k] = i; and whether some entry has two such rows or points beyond the input.
-std::tuple<Tensor, bool> invert_neighbor_map(Tensor map, int64_t rows_in) {
-  const int64_t rows_out = map.size(0), offsets = map.size(1);
-  Tensor inverse = torch::stable::new_empty(map, {rows_in, offsets}, ScalarType::Int);
-  const int32_t* const in = static_cast<const int32_t*>(map.const_data_ptr());
-  int32_t* const out = static_cast<int32_t*>(inverse.mutable_data_ptr());
-  advise_huge_pages(out, sizeof(int32_t) * rows_in * offsets);
-  torch::stable::parallel_for(0, rows_in * offsets, 1 << 18,
-                              [&](int64_t begin, int64_t end) { std::fill(out + begin, out + end, -1); });
-  std::atomic<bool> fault{false};
-  torch::stable::parallel_for(0, rows_out, kRowsPerTask, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o)
-      for (int64_t k = 0; k < offsets; ++k) {
-        const int32_t i = in[o * offsets + k];
-        if (i < 0) continue;
-        if (i >= rows_in) {
-          fault = true;
-          continue;
-        }
-        int32_t expected = -1;
-        if (!std::atomic_ref<int32_t>(out[i * offsets + k])
-                 .compare_exchange_strong(expected, static_cast<int32_t>(o), std::memory_order_relaxed))
-          fault = true;
-      }
-  });
-  return {inverse, fault.load()};
-}
-
 // --- convolution -----------------------------------------------------------------------------------------------------
 
 Kernels kernels() { return CVC_ISA_PICK(conv_kernels)(); }
@@ -152,6 +28,7 @@ Kernels kernels() { return CVC_ISA_PICK(conv_kernels)(); }
 Tensor sparse_conv3d(Tensor feats, Tensor weight, std::optional<Tensor> bias, Tensor map, int64_t groups) {
   const int64_t out_channels = weight.size(0);
   Tensor out = torch::stable::new_empty(feats, {map.size(0), out_channels}, feats.scalar_type());
+  if (out.numel() == 0) return out;
   ConvJob job{feats.const_data_ptr(),
               weight.const_data_ptr(),
               bias ? bias->const_data_ptr() : nullptr,
@@ -175,6 +52,7 @@ Tensor sparse_conv3d(Tensor feats, Tensor weight, std::optional<Tensor> bias, Te
 Tensor sparse_conv3d_weight_grad(Tensor feats, Tensor grad_out, Tensor map, int64_t groups) {
   const int64_t in_channels = feats.size(1) / groups, out_channels = grad_out.size(1);
   Tensor grad = torch::stable::new_empty(feats, {out_channels, in_channels, map.size(1)}, feats.scalar_type());
+  if (grad.numel() == 0) return grad;
   const WeightJob job{feats.const_data_ptr(),
                       grad_out.const_data_ptr(),
                       static_cast<const int32_t*>(map.const_data_ptr()),
@@ -304,10 +182,6 @@ Tensor sparse_max_pool3d_grad(Tensor grad_out, Tensor offset, Tensor inverse) {
 
 // All tensors are contiguous, maps int32 with entries in [-1, rows of feats): Python sees to it.
 STABLE_TORCH_LIBRARY_FRAGMENT(cvctoolkit_native, m) {
-  m.def(
-      "neighbor_map(Tensor coords, Tensor out_coords, int[] kernel_size, int[] stride, int[] dilation, int[] padding, "
-      "bool transposed) -> (Tensor, int)");
-  m.def("invert_neighbor_map(Tensor map, int rows_in) -> (Tensor, bool)");
   m.def("sparse_conv3d(Tensor feats, Tensor weight, Tensor? bias, Tensor map, int groups) -> Tensor");
   m.def("sparse_conv3d_weight_grad(Tensor feats, Tensor grad_out, Tensor map, int groups) -> Tensor");
   m.def("sparse_sum_pool3d(Tensor feats, Tensor map) -> Tensor");
@@ -315,8 +189,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cvctoolkit_native, m) {
   m.def("sparse_max_pool3d_grad(Tensor grad_out, Tensor offset, Tensor inverse) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(cvctoolkit_native, CPU, m) {
-  m.impl("neighbor_map", TORCH_BOX(&cvc::sparse_conv::neighbor_map));
-  m.impl("invert_neighbor_map", TORCH_BOX(&cvc::sparse_conv::invert_neighbor_map));
   m.impl("sparse_conv3d", TORCH_BOX(&cvc::sparse_conv::sparse_conv3d));
   m.impl("sparse_conv3d_weight_grad", TORCH_BOX(&cvc::sparse_conv::sparse_conv3d_weight_grad));
   m.impl("sparse_sum_pool3d", TORCH_BOX(&cvc::sparse_conv::sparse_sum_pool3d));

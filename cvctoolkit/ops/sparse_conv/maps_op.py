@@ -60,6 +60,12 @@ def _reference_coords(coords: Tensor, *geometry: Any) -> Tensor:
     return reference.conv_out_coords(coords, *geometry)
 
 
+def _native_coords(*args: Any) -> Tensor:
+    found, faults = _native.conv_out_coords(*args)
+    raise_faults("conv_out_coords", faults, "coords")
+    return found
+
+
 def _native_inverse(map: Tensor, rows_in: int) -> Tensor:
     found, faulty = _native.invert_neighbor_map(map, rows_in)
     if faulty:
@@ -73,6 +79,7 @@ _conv_out_coords = define_op(
     " int[3] extent) -> Tensor",
     fake=lambda coords, *_: coords.new_empty(*dynamic_sizes(1), 4),
     reference=_reference_coords,
+    native=Backend(_native_coords, kernels=("conv_out_coords",)),
 )
 
 _neighbor_map = define_op(
@@ -145,7 +152,7 @@ def conv_out_coords(
         transposed: Whether the convolution is the transposed one, from coarse to fine.
         spatial_shape: ``(X, Y, Z)`` of the *output* grid, beyond which nothing is produced; None: only negative
             coordinates are left out.
-        backend: ``"reference"``; None picks the fastest.
+        backend: ``"native"``, ``"reference"``; None picks the fastest.
 
     Returns:
         ``[M, 4]`` int32 in lexicographic order. The size depends on the data: on CUDA this synchronises.
@@ -214,7 +221,14 @@ def neighbor_map(
         extent = spatial_shape if spatial_shape is None else tuple(spatial_shape)
         kernel, steps, spread, pads = geometry
         out_coords = conv_out_coords(
-            coords, kernel, steps, spread, padding=pads, transposed=transposed, spatial_shape=extent
+            coords,
+            kernel,
+            steps,
+            spread,
+            padding=pads,
+            transposed=transposed,
+            spatial_shape=extent,
+            backend=backend,
         )
     found = _neighbor_map(coords, out_coords, *geometry, bool(transposed), backend=backend)
     return NeighborMap(found, out_coords)

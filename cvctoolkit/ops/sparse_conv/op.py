@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,9 +21,17 @@ from cvctoolkit.ops.sparse_conv.maps_op import invert
 # over the inverse map with transposed weights) and its gradient in the weights. All derivatives of any order follow.
 
 
-def _only_float32_64(feats: Tensor, *_: Any) -> Iterable[str]:
-    if feats.dtype not in _checks.FLOAT32_64:
-        yield f"needs float32 or float64, got {feats.dtype}"
+def _widened(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Half precision through float32 kernels: the copies cost little beside the products."""
+
+    def widened(*args: Any) -> Any:
+        dtype = args[0].dtype
+        if dtype in _checks.FLOAT32_64:
+            return run(*args)
+        out = run(*(a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args))
+        return (out[0].to(dtype), *out[1:]) if isinstance(out, tuple) else out.to(dtype)
+
+    return widened
 
 
 def _checked_rows(op: str, run: Callable[..., Any], map_at: int) -> Callable[..., Any]:
@@ -45,7 +53,7 @@ def _checked_rows(op: str, run: Callable[..., Any], map_at: int) -> Callable[...
 def _backends(op: str, map_at: int) -> dict[str, Any]:
     return {
         "reference": _checked_rows(op, getattr(reference, op), map_at),
-        "native": Backend(_checked_rows(op, getattr(_native, op), map_at), _only_float32_64, kernels=(op,)),
+        "native": Backend(_checked_rows(op, _widened(getattr(_native, op)), map_at), kernels=(op,)),
     }
 
 
@@ -151,7 +159,7 @@ _max_pool_grad = define_op(
     "(Tensor grad_out, Tensor offset, Tensor map, SymInt rows_in) -> Tensor",
     fake=lambda grad_out, offset, map, rows_in: grad_out.new_empty(rows_in, grad_out.shape[1]),
     reference=reference.sparse_max_pool3d_grad,
-    native=Backend(_native_max_grad, _only_float32_64, kernels=("sparse_max_pool3d_grad",)),
+    native=Backend(_widened(_native_max_grad), kernels=("sparse_max_pool3d_grad",)),
     setup_context=_setup_max_grad,
     backward=lambda ctx, grad: (_gather_largest(grad, *ctx.saved_tensors), None, None, None),
 )
