@@ -6,9 +6,9 @@ import traceback
 from contextlib import contextmanager
 from typing import Any
 
-from benchmarks.results import duration
+from benchmarks.results import duration, megabytes
 
-HEADINGS = ("contestant", "median", "min", "rounds", "× best exact peer", "peak MB", "result")
+HEADINGS = ("contestant", "median", "min", "rounds", "× best exact peer", "peak MB", "beyond result", "result")
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -19,7 +19,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         duration(row["min_s"]),
         str(row["rounds"]),
         "" if row["ratio"] is None else f"{row['ratio']:.2f}",
-        "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
+        *megabytes(row),
         "exact" if row["exact"] == "yes" else f"inexact: {row['exact']}",
     )
 
@@ -39,7 +39,8 @@ class Plain:
             print(
                 "  "
                 + " | ".join(
-                    f"{h} {c}" if h in ("min", "peak MB") else c for h, c in zip(HEADINGS, cells(row), strict=True)
+                    f"{h} {c}" if h in ("min", "peak MB", "beyond result") else c
+                    for h, c in zip(HEADINGS, cells(row), strict=True)
                 )
             )
 

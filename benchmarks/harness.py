@@ -76,6 +76,7 @@ class Contestant:
         version: Overrides the version found for ``package``.
         truth: Whether its result is what the others are compared with (one per workload).
         isa: For ours: the instruction set that the CPU kernels are restricted to.
+        warm_up: Called once in every process before the first run; not measured. Compiles.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Contestant:
     version: str = ""
     truth: bool = False
     isa: str = ""
+    warm_up: Callable[[], Any] = lambda: None
 
     @property
     def is_ours(self) -> bool:
@@ -125,6 +127,7 @@ class _Measurement:
     times: list[float]
     verdict: str
     peak_bytes: int | None
+    result_bytes: int | None
 
 
 def ours(
@@ -216,6 +219,20 @@ def _peak_extra(contestant: Contestant, settings: Settings) -> tuple[float, Any,
     return seconds, result, _status("VmHWM") - before
 
 
+def bytes_of(result: Any) -> int | None:
+    """Memory of a tensor, an array or a sequence of them, each storage once; None for anything else."""
+    parts = result if isinstance(result, (list, tuple)) else [result]
+    storages: dict[int, int] = {}
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            storages[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+        elif hasattr(part, "nbytes"):
+            storages[id(part)] = part.nbytes
+        else:
+            return None
+    return sum(storages.values())
+
+
 def _status(key: str) -> int:
     """A size from /proc/self/status in bytes."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
@@ -229,6 +246,7 @@ def _memory_child(family: str, workload: str, contestant: str, settings: Setting
     torch.set_num_threads(settings.threads)
     prepared = next(w for w in workloads([family]) if w.name == workload).prepare(settings)
     chosen = next(c for c in prepared.contestants if c.name == contestant)
+    chosen.warm_up()
     answer.put(_peak_extra(chosen, settings)[2])
 
 
@@ -254,8 +272,9 @@ def measure(workload: Workload, settings: Settings, report: Callable[[str], None
     measured, truth, items = [], None, None
     for contestant in contestants:
         report(f"{contestant.name}: check")
+        contestant.warm_up()
         seconds, result, peak = _peak_extra(contestant, settings)
-        found = contestant.read(result)
+        size, found = bytes_of(result), contestant.read(result)
         if contestant.truth:
             truth, items = found, prepared.items(found)
         verdict = "" if contestant.truth else prepared.check(found, truth)
@@ -264,7 +283,7 @@ def measure(workload: Workload, settings: Settings, report: Callable[[str], None
             peak = peak_in_fresh_process(workload, contestant, settings)
         # A first run includes page faults and thread start-up: it counts only where more would take too long.
         times = [seconds] if seconds > ONE_RUN_S else [_run(contestant, settings)[0]]
-        measured.append(_Measurement(contestant, times, verdict, peak))
+        measured.append(_Measurement(contestant, times, verdict, peak, size))
     del truth
     rounds = [settings.rounds(m.times[0]) for m in measured]
     loops = []
@@ -307,6 +326,7 @@ def _rows(
                 rounds=len(m.times),
                 ratio=min(peers) / median if peers and not m.verdict else None,
                 peak_bytes=m.peak_bytes,
+                result_bytes=m.result_bytes,
                 items=items,
                 floor_s=floor,
                 device=settings.device,

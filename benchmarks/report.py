@@ -24,7 +24,8 @@ Every contestant of a workload does the same work on the same data in one interl
   differs is marked with what is wrong and gets no figure.
 - **ours vs it**: the peer's time divided by that of our best row.
 - **floor**: how many times longer than a plain copy of the inputs and outputs it takes.
-- **peak MB**: memory on top of the inputs, results included; **B/item** divides it by the voxels or triangles made.
+- **peak MB**: memory on top of the inputs, results included; **beyond result** leaves those out, as every exact
+  contestant makes them; **B/item** divides the peak by the voxels or triangles made.
 
 Times are shown for GPUs only: on a CPU, ratios are what carries over to another machine.
 
@@ -84,7 +85,17 @@ def _table(family: str, workload: str, rows: list[dict[str, Any]]) -> str:
     best = next((r["median_s"] for r in rows if _is_ours(r) and r["exact"] == "yes"), None)
     gpu = rows[0]["device"] == "cuda"
     items = rows[0]["items"]
-    headings = ["contestant", *(["time"] if gpu else []), "×", "ours vs it", "floor", "peak MB", "B/item", "result"]
+    headings = [
+        "contestant",
+        *(["time"] if gpu else []),
+        "×",
+        "ours vs it",
+        "floor",
+        "peak MB",
+        "beyond result",
+        "B/item",
+        "result",
+    ]
     lines = [f"### {family}: {workload}" + (f" → {items:,} items" if items else ""), ""]
     lines += ["| " + " | ".join(headings) + " |", "|---|" + "--:|" * (len(headings) - 2) + "---|"]
     for r in rows:
@@ -94,7 +105,7 @@ def _table(family: str, workload: str, rows: list[dict[str, Any]]) -> str:
         cells += [f"{r['ratio']:.3g}" if r["ratio"] else ""]
         cells += [f"{r['median_s'] / best:.3g}×" if best and not ours else ""]
         cells += [f"{r['median_s'] / r['floor_s']:,.0f}×" if r["floor_s"] else ""]
-        cells += [f"{r['peak_bytes'] / 1e6:.0f}" if r["peak_bytes"] is not None else ""]
+        cells += results.megabytes(r)
         cells += [f"{r['peak_bytes'] / items:.0f}" if items and r["peak_bytes"] is not None else ""]
         cells += ["exact" if r["exact"] == "yes" else f"inexact: {r['exact']}"]
         lines.append("| " + " | ".join(cells) + " |")

@@ -10,12 +10,12 @@ from typing import Any
 
 FOLDER = pathlib.Path(__file__).parent / "results"
 COLUMNS = (
-    "family", "workload", "contestant", "exact", "median_s", "min_s", "rounds", "ratio", "peak_bytes", "items",
-    "floor_s", "device", "threads", "isa", "versions", "date",
+    "family", "workload", "contestant", "exact", "median_s", "min_s", "rounds", "ratio", "peak_bytes",
+    "result_bytes", "items", "floor_s", "device", "threads", "isa", "versions", "date",
 )  # fmt: skip
 NUMBERS = {
     **dict.fromkeys(("median_s", "min_s", "ratio", "floor_s"), float),
-    **dict.fromkeys(("rounds", "peak_bytes", "items"), int),
+    **dict.fromkeys(("rounds", "peak_bytes", "result_bytes", "items"), int),
 }
 
 
@@ -52,6 +52,14 @@ def write_json(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """One run's rows as a JSON list."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1))
+
+
+def megabytes(row: dict[str, Any]) -> tuple[str, str]:
+    """Peak memory on top of the inputs, and what of it is not the result; empty where unknown."""
+    peak, result = row["peak_bytes"], row.get("result_bytes")
+    if peak is None:
+        return "", ""
+    return f"{peak / 1e6:.0f}", "" if result is None else f"{max(peak - result, 0) / 1e6:.0f}"
 
 
 def duration(seconds: float) -> str:

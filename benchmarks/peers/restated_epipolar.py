@@ -89,17 +89,19 @@ def sdpa_view(x: Tensor, grids: Tensor, view: int, p: Parameters) -> Tensor:
     return F.linear(context, p.out, p.out_bias).t()
 
 
-def forward(one: Callable[..., Tensor], x: Tensor, grids: Tensor, p: Parameters) -> Tensor:
-    """``one`` for every reference view; grids ``[V, V-1, H·W, P, 2]``."""
+def forward(one: Callable[..., Tensor], x: Tensor, grids: Tensor, p: Parameters, views: int | None = None) -> Tensor:
+    """``one`` for every reference view, or the first ``views``; grids ``[V, V-1, H·W, P, 2]``."""
     out = torch.empty_like(x)
-    for view in range(x.shape[1]):
+    for view in range(views or x.shape[1]):
         out[0, view] = one(x, grids[view], view, p).view(x.shape[2:])
     return out
 
 
-def backward(one: Callable[..., Tensor], x: Tensor, grids: Tensor, p: Parameters, grad: Tensor) -> tuple[Tensor, ...]:
+def backward(
+    one: Callable[..., Tensor], x: Tensor, grids: Tensor, p: Parameters, grad: Tensor, views: int | None = None
+) -> tuple[Tensor, ...]:
     """Gradients for x and all parameters, the graph of one reference view at a time."""
     x, p = x.detach().requires_grad_(), Parameters(*(t.detach().requires_grad_() for t in p))
-    for view in range(x.shape[1]):
+    for view in range(views or x.shape[1]):
         one(x, grids[view], view, p).backward(grad[0, view].flatten(1))
     return tuple(t.grad for t in (x, *p))  # pyright: ignore[reportReturnType]
