@@ -15,8 +15,9 @@ import torch
 
 from cvctoolkit import _native
 
-#: Fastest first. The reference serves every device and is always there.
-ORDER = ("native", "triton", "reference")
+#: Fastest first. The reference serves every device and is always there; "xformers" and "sdpa" are compositions of other
+#: people's kernels that serve where their own reasons allow it.
+ORDER = ("native", "triton", "xformers", "sdpa", "reference")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def triton_interpreted() -> bool:
 
 def device_reasons(name: str, backend: Backend, device_type: str) -> list[str]:
     """Why a backend cannot serve a device type at all, whatever the arguments."""
-    if name == "reference":
+    if name not in ("native", "triton"):
         return []
     if name == "triton":
         if device_type != "cuda" and not triton_interpreted():

@@ -93,6 +93,7 @@ def define_op(
     triton: Backend | None = None,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    **composed: Backend,
 ) -> Operator:
     """Registers ``cvctoolkit::name``.
 
@@ -112,8 +113,9 @@ def define_op(
             backend.
         backward: ``(ctx, *grad_outputs)`` → one gradient per schema argument (that of ``backend`` is added).
             Use differentiable torch operators, or ``once_differentiable`` around a formula that is not.
+        **composed: Further backends by name (see ``_backend.ORDER``): compositions of torch's or a package's operators.
     """
-    backends = {"native": native, "triton": triton, "reference": Backend(reference)}
+    backends = {"native": native, "triton": triton, **composed, "reference": Backend(reference)}
     arguments, returns = schema.rsplit("->", 1)
     arguments = arguments.rstrip().removesuffix(")")
     separator = "" if arguments.strip() == "(" else ", "

@@ -4,7 +4,19 @@ Each family is a package of its own (``cvctoolkit.ops.pointmap``) with its equat
 reference.py and its public functions in op.py.
 """
 
-from cvctoolkit.ops import cameras, distillation, epipolar, flow, matching, mesh, pointmap, sdf, sparse_conv, voxels
+from cvctoolkit.ops import (
+    cameras,
+    distillation,
+    epipolar,
+    flow,
+    matching,
+    mesh,
+    pointmap,
+    sdf,
+    sparse_attention,
+    sparse_conv,
+    voxels,
+)
 from cvctoolkit.ops.cameras import *  # noqa: F403
 from cvctoolkit.ops.distillation import *  # noqa: F403
 from cvctoolkit.ops.epipolar import *  # noqa: F403
@@ -13,11 +25,12 @@ from cvctoolkit.ops.matching import *  # noqa: F403
 from cvctoolkit.ops.mesh import *  # noqa: F403
 from cvctoolkit.ops.pointmap import *  # noqa: F403
 from cvctoolkit.ops.sdf import *  # noqa: F403
+from cvctoolkit.ops.sparse_attention import *  # noqa: F403
 from cvctoolkit.ops.sparse_conv import *  # noqa: F403
 from cvctoolkit.ops.voxels import *  # noqa: F403
 
 #: The families, in the order in which data runs through them.
-FAMILIES = (cameras, epipolar, pointmap, mesh, sdf, voxels, sparse_conv, distillation, flow, matching)
+FAMILIES = (cameras, epipolar, pointmap, mesh, sdf, voxels, sparse_conv, sparse_attention, distillation, flow, matching)
 
 __all__: list[str] = []
 __all__ += cameras.__all__
@@ -27,6 +40,7 @@ __all__ += mesh.__all__
 __all__ += sdf.__all__
 __all__ += voxels.__all__
 __all__ += sparse_conv.__all__
+__all__ += sparse_attention.__all__
 __all__ += distillation.__all__
 __all__ += flow.__all__
 __all__ += matching.__all__
