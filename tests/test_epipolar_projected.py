@@ -1,11 +1,14 @@
 """The walk over reference views gives what `epipolar_attention` gives on maps made beforehand."""
 
+import math
+
 import pytest
 import torch
 from torch.autograd import grad
 
 from cvctoolkit import _native
 from cvctoolkit.ops import epipolar_attention, projected_epipolar_attention
+from cvctoolkit.ops.epipolar import walk, walk_backward
 from cvctoolkit.ops.epipolar.samples import attention_inputs, projected_inputs
 from cvctoolkit.testing import leaves
 
@@ -43,14 +46,37 @@ CASES = {
     "heads": dict(heads=2, channels=70, activation="gelu"),
     "projections": dict(projections=True, out_of_bounds="mask", activation="silu"),
     "neighbors": dict(views=4, neighbor_index=[[1, 2], [0, 0], [3, 1], [2, -1]], batch=2),
+    "tall": dict(grid=(19, 3), maps=(21, 4), channels=5, num_samples=2, ortho=True, projections=True),
 }
+
+
+def _small_strips(monkeypatch, rows, bands):
+    """Strips of a few rows, of maps that exist for a band each or whole, whatever that costs."""
+    for module in (walk, walk_backward):
+        monkeypatch.setattr(module, "STRIP_BYTES", 1)
+    monkeypatch.setattr(walk, "TILE_ROWS", rows)
+    monkeypatch.setattr(walk, "MOST_ROWS", math.inf if bands else 0)
 
 
 @pytest.mark.parametrize("block", [None, 1, 40, 64])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
 def test_equals_the_definition(case, block, backend):
+    _equals_the_definition(inputs(**CASES[case]), block, backend)
+
+
+@needs_native
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("bands", [False, True], ids=["whole maps", "bands"])
+@pytest.mark.parametrize("case", CASES)
+def test_strips_equal_the_definition(monkeypatch, case, bands, rows):
+    _small_strips(monkeypatch, rows, bands)
     kwargs = inputs(**CASES[case])
+    for block in (None, 3):
+        _equals_the_definition(kwargs, block, "native")
+
+
+def _equals_the_definition(kwargs, block, backend):
     names = [k for k, v in kwargs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
     values = leaves(kwargs, names)
     expected = all_at_once(**kwargs, backend="reference")
@@ -62,6 +88,60 @@ def test_equals_the_definition(case, block, backend):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
     for name, a, b in zip(names, grad(got, values, above), grad(expected, values, above)):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@needs_native
+def test_bands_hold_all_rows_that_are_read(monkeypatch):
+    """Maps are NaN outside of the bands; and cameras on a ring need few rows of them."""
+    _small_strips(monkeypatch, 8, True)
+    plans, made = [], walk.stages
+    monkeypatch.setattr(walk, "stages", lambda *args: plans.append(made(*args)) or plans[-1])
+    kwargs = inputs(torch.float32, grid=(40, 8), maps=(40, 8), channels=4, num_samples=3, ortho=True)
+    got = projected_epipolar_attention(**kwargs)
+    monkeypatch.setattr(walk, "STRIP_BYTES", 1 << 30)
+    torch.testing.assert_close(got, projected_epipolar_attention(**kwargs), rtol=1e-5, atol=1e-5)
+    (banded, whole) = plans
+    assert len(banded) == 5 and [s.strips for s in whole] == [[slice(0, 40)]] and whole[0].bands is None
+    heights = [end - begin for stage in banded for begin, end in stage.bands.values()]
+    assert 0 < max(heights) < 40
+    # Void pixels read nothing, so a stage of them needs nothing.
+    kwargs["depth"][:, :, 8:16] = math.inf
+    monkeypatch.setattr(walk, "STRIP_BYTES", 1)
+    projected_epipolar_attention(**kwargs)
+    assert all(begin == end for begin, end in plans[-1][1].bands.values())
+
+
+@needs_native
+def test_the_working_memory_is_a_few_rows(monkeypatch):
+    """Cameras on a ring: no map of a whole view is ever allocated."""
+    monkeypatch.setattr(walk, "STRIP_BYTES", 1)
+    held, made = [], walk.LiveMaps.__init__
+
+    def counted(self, *args):
+        made(self, *args)
+        held.append(self.held.shape)
+
+    monkeypatch.setattr(walk.LiveMaps, "__init__", counted)
+    scene = _level_ring(views=6, size=64)
+    g = torch.Generator().manual_seed(0)
+    features, weight = torch.randn(1, 6, 4, 64, 64, generator=g), torch.randn(4, 5, 4, generator=g)
+    projected_epipolar_attention(
+        features, features, weight, None, **scene, scale=1, num_samples=3, radius=0.1, camera_model="ortho"
+    )
+    assert held[0][3] <= 18  # of 64 rows: 16 and one more on either side
+
+
+def _level_ring(views, size):
+    """Orthographic cameras around a sphere, all at the same height."""
+    viewmats, Ks = torch.eye(4).repeat(1, views, 1, 1), torch.eye(3).repeat(1, views, 1, 1)
+    for v in range(views):
+        c, s = math.cos(v * math.tau / views), math.sin(v * math.tau / views)
+        viewmats[0, v, :3] = torch.tensor([[c, 0, s, 0], [0, 1, 0, 0], [-s, 0, c, 1.3]])
+    Ks[..., :2, :2] *= size / 2
+    Ks[..., :2, 2] = size / 2
+    line = (torch.arange(size) + 0.5) / size * 2 - 1
+    sphere = (0.64 - line[:, None] ** 2 - line**2).clamp_min(0).sqrt()
+    return dict(depth=(1.3 - sphere).expand(1, views, size, size), Ks=Ks, viewmats=viewmats, width=size, height=size)
 
 
 @needs_native

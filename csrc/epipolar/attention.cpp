@@ -13,10 +13,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, Prepared<T> prepared) {
   const Geometry<T>& g = job.geometry;
   Tensor out = uninitialised<T>(query, {g.batch, g.queries, g.height, g.width, job.heads, job.channels});
   Tensor lse = torch::stable::new_empty(query, {g.batch, g.queries, g.height, g.width, job.heads}, scalar_type<T>());
-  T *out_data = elements<T>(out), *lse_data = elements<T>(lse);
-  prepared.run(prepared.tiles(), [&](int64_t begin, int64_t end, unsigned char* scratch) {
-    kernels().attention<T>().forward(job, begin, end, out_data, lse_data, scratch);
-  });
+  prepared.forward(elements<T>(out), elements<T>(lse));
   return {out, lse};
 }
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "epipolar/tensors.h"
 
@@ -31,6 +32,18 @@ struct Prepared {
     job.bias = elements<T>(bias);
   }
 
+  // Only a window of the images is here: rows of the query from first_row on, and rows [band[2n], band[2n + 1]) of
+  // slot n's map, which has map_height; all of them when `band`, which must outlive this, is empty.
+  void restrict(int64_t first_row, const std::vector<int64_t>& band, int64_t map_height) {
+    Geometry<T>& g = job.geometry;
+    const int64_t here = g.map_height;
+    bool fits = first_row >= 0 && (band.empty() ? here == map_height : band.size() == 2 * static_cast<size_t>(g.slots));
+    for (size_t n = 0; fits && n < band.size(); n += 2)
+      fits = 0 <= band[n] && band[n] <= band[n + 1] && band[n + 1] <= map_height && band[n + 1] - band[n] <= here;
+    STD_TORCH_CHECK(fits, "epipolar: the band does not fit the maps");
+    g.first_row = first_row, g.map_height = map_height, g.band = band.empty() ? nullptr : band.data();
+  }
+
   // Rows of channels [B, Q, H, W, heads, Ch], in place.
   Rows<T> rows(const Tensor& t) const {
     const Geometry<T>& g = job.geometry;
@@ -56,6 +69,12 @@ struct Prepared {
     parallel(n, [&](int64_t begin, int64_t end) {
       const Buffer<unsigned char> scratch(static_cast<int64_t>(bytes));
       f(begin, end, scratch.data());
+    });
+  }
+
+  void forward(T* out, T* lse) const {
+    run(tiles(), [&](int64_t begin, int64_t end, unsigned char* scratch) {
+      kernels().attention<T>().forward(job, begin, end, out, lse, scratch);
     });
   }
 

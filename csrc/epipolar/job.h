@@ -18,6 +18,8 @@ constexpr int64_t block_count(int64_t channels) { return (channels + kBlock - 1)
 template <class T>
 struct Geometry {
   int64_t batch, queries, height, width, points, slots, map_height, map_width;
+  int64_t first_row;    // where in the image the query's rows begin
+  const int64_t* band;  // [N, 2] first and last + 1 of the rows of a slot's map that exist; null: all of them
   const T* depth;
   int64_t depth_stride[4];  // b, q, i, j
   const T* jitter;          // null: the middle of each stratum
@@ -27,6 +29,8 @@ struct Geometry {
   T radius;
   bool along_ray, ortho, mask;
 
+  int64_t band_begin(int64_t slot) const { return band ? band[2 * slot] : 0; }
+  int64_t band_end(int64_t slot) const { return band ? band[2 * slot + 1] : map_height; }
   int64_t images() const { return batch * queries; }
   int64_t pixels() const { return height * width; }
 };
@@ -98,11 +102,17 @@ template <class T>
 using CoordinateKernel = void (*)(const Geometry<T>&, const Tiling&, int64_t image, int64_t begin, int64_t end,
                                   const T* grad_coordinate, int64_t blocks, T* grad_depth, double* sums);
 
+// The rows [first, last + 1) of every slot's map that the tiles [begin, end) of all images read, [tiles, N, 2].
+template <class T>
+using ReachKernel = void (*)(const Geometry<T>&, const Tiling&, int64_t begin, int64_t end, int64_t* rows);
+
 struct EpipolarKernels {
   AttentionKernels<float> attention_float;
   AttentionKernels<double> attention_double;
   CoordinateKernel<float> coordinates_float;
   CoordinateKernel<double> coordinates_double;
+  ReachKernel<float> reach_float;
+  ReachKernel<double> reach_double;
 
   template <class T>
   const AttentionKernels<T>& attention() const {
@@ -118,6 +128,14 @@ struct EpipolarKernels {
       return coordinates_float;
     } else {
       return coordinates_double;
+    }
+  }
+  template <class T>
+  ReachKernel<T> reach() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return reach_float;
+    } else {
+      return reach_double;
     }
   }
 };

@@ -63,7 +63,7 @@ struct PixelRays {
         const T z = depths[i * g.depth_stride[2] + j * g.depth_stride[3]];
         is_void[p] = !(z - z == T(0)) || (!g.ortho && z <= T(0));
         depth[p] = is_void[p] ? nan : z;
-        a[p] = static_cast<T>(j) + T(0.5), b[p] = static_cast<T>(i) + T(0.5);
+        a[p] = static_cast<T>(j) + T(0.5), b[p] = static_cast<T>(g.first_row + i) + T(0.5);
       }
     for (; p < kLanes; ++p) is_void[p] = true, depth[p] = nan, a[p] = b[p] = T(0);
     for (p = 0; p < kLanes; p += kWidth<T>) {
@@ -181,7 +181,10 @@ struct Taps {
       }
       for (int64_t n = 0; n < g.slots; ++n) {
         const T* m = projection + n * 12;
-        const int64_t map = map_of ? map_of[n] : n;
+        const int64_t map = map_of ? map_of[n] : n, begin = g.band_begin(n), end = g.band_end(n);
+        const int64_t from = first + map * map_stride[2] - begin * map_stride[3];
+        int64_t to = 0;
+        if constexpr (kBackward) to = first_target + map * grad_stride[2] - begin * grad_stride[3];
         for (int64_t p0 = 0; p0 < tile.pixels; p0 += kWidth<T>) {
           Projected<T> at = project(g, m, samples_at(g, rays, delta, p0));
           if (map < 0) at.contributes = at.seen = Mask<T>{};  // an absent slot, whatever its projection
@@ -194,9 +197,8 @@ struct Taps {
             kept[sample] |= at.seen[l] != 0;
             int added = 0;
             if (at.contributes[l]) {
-              added = corners(g, sample * per_sample + count[sample], first + map * map_stride[2], map_stride,
-                              kBackward ? first_target + map * grad_stride[2] : 0, grad_stride,
-                              static_cast<int64_t>(left[l]), static_cast<int64_t>(top[l]), fx[l], fy[l]);
+              added = corners(begin, end, g.map_width, sample * per_sample + count[sample], from, map_stride, to,
+                              grad_stride, static_cast<int64_t>(left[l]), static_cast<int64_t>(top[l]), fx[l], fy[l]);
               count[sample] += added;
             }
             if constexpr (kBackward) slot_count[sample * g.slots + n] = static_cast<uint8_t>(added);
@@ -207,11 +209,12 @@ struct Taps {
   }
 
  private:
-  int corners(const Geometry<T>& g, int64_t at, int64_t map, const int64_t* map_stride, int64_t grad,
-              const int64_t* grad_stride, int64_t left, int64_t top, T fx, T fy) {
+  // Those of one sample in the rows [begin, end) of a map.
+  int corners(int64_t begin, int64_t end, int64_t width, int64_t at, int64_t map, const int64_t* map_stride,
+              int64_t grad, const int64_t* grad_stride, int64_t left, int64_t top, T fx, T fy) {
     const int64_t sy = map_stride[3], sx = map_stride[4];
     const int64_t corner = map + top * sy + left * sx;
-    if (left >= 0 && top >= 0 && left + 1 < g.map_width && top + 1 < g.map_height) {
+    if (left >= 0 && top >= begin && left + 1 < width && top + 1 < end) {
       const int64_t offset[4] = {corner, corner + sx, corner + sy, corner + sy + sx};
       const T w[4] = {(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy};
       __builtin_memcpy(source + at, offset, sizeof(offset));
@@ -230,7 +233,7 @@ struct Taps {
     for (int c = 0; c < 4; ++c) {
       const int right = c & 1, below = c >> 1;
       const int64_t x = left + right, y = top + below;
-      if (x < 0 || y < 0 || x >= g.map_width || y >= g.map_height) continue;
+      if (x < 0 || y < begin || x >= width || y >= end) continue;
       const T wx = right ? fx : 1 - fx, wy = below ? fy : 1 - fy;
       source[at + added] = map + y * sy + x * sx;
       weight[at + added] = wx * wy;

@@ -11,15 +11,14 @@ from torch import Tensor
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
 from cvctoolkit._library import define_op, once_differentiable
-from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.epipolar import geometry, reference, walk, walk_backward
 from cvctoolkit.ops.epipolar import op as attention
 from cvctoolkit.ops.epipolar.op import AttentionWithLse
 
 _NAME = "projected_epipolar_attention"
 _KERNELS = (
-    "epipolar_attention", "epipolar_scores", "epipolar_context", "epipolar_scores_backward",
-    "epipolar_coordinates_backward",
+    "epipolar_attention_into", "epipolar_scores", "epipolar_context", "epipolar_scores_backward",
+    "epipolar_coordinates_backward", "epipolar_reach",
 )  # fmt: skip
 _ARGUMENTS = (
     "Tensor query, Tensor? query_weight, Tensor? query_bias, Tensor features, Tensor weight, Tensor bias, "
@@ -42,8 +41,7 @@ def _unsupported(like: int, operator: Any, name: str) -> Callable[..., Iterable[
 
 
 def _forward_on(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    inner = _native.epipolar_attention if name == "native" else partial(attention._attention, backend=name)
-    return partial(walk.forward, inner, name == "native")
+    return partial(walk.composed, partial(attention._attention, backend=name))
 
 
 def _backward_on(name: str) -> Callable[..., tuple[Tensor, ...]]:
@@ -113,7 +111,7 @@ _projected = define_op(
     f"({_ARGUMENTS}) -> (Tensor, Tensor)",
     fake=_fake,
     reference=_forward_on("reference"),
-    native=Backend(_forward_on("native"), attention._only_float32_64, kernels=_KERNELS),
+    native=Backend(walk.native, attention._only_float32_64, kernels=_KERNELS),
     triton=Backend(_forward_on("triton"), _unsupported(0, attention._attention, "triton")),
     setup_context=_context,
     backward=_backward,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cvctoolkit._native import kernels as _native
-from cvctoolkit.ops.epipolar.walk import Call, LiveMaps, scores
+from cvctoolkit.ops.epipolar.walk import Call, LiveMaps, Part, Stage, Workspace, scores, stages
+
+#: Of the queries of one strip: the same for any number of threads, as strips are summed one by one.
+STRIP_BYTES = 2 << 20
 
 #: Which gradients the operator can be asked for, in its order.
 NAMES: tuple[str, ...] = (
@@ -51,42 +54,46 @@ class Gradients:
         self.maps = needs["features"] or needs["weight"]
         self.places = needs["depth"] or needs["cameras"]
 
-    def of_query(self, call: Call, b: int, q: int, block: slice, grad: Tensor) -> None:
-        """From the gradient ``[1, 1, H, W, heads, block]`` of the absorbed query on."""
+    def of_query(self, call: Call, part: Part, block: slice, grad: Tensor) -> None:
+        """From the gradient ``[1, 1, h, W, heads, block]`` of the absorbed query on."""
         rows = grad.flatten(-2).flatten(0, -2)
         if call.query_weight is None:
             if self.query is not None:
-                self.query[b, q].unflatten(-1, (call.num_heads, call.channels))[..., block] = grad[0, 0]
+                self.query[part.here].unflatten(-1, (call.num_heads, call.channels))[..., block] = grad[0, 0]
             return
         if self.query is not None:
-            into, weight = self.query[b, q].flatten(0, 1), call.by_head(call.query_weight, block)
+            into, weight = self.query[part.here].flatten(0, 1), call.by_head(call.query_weight, block)
             torch.mm(rows, weight, out=into) if block.start == 0 else into.addmm_(rows, weight)
-        for total, other in ((self.query_weight, call.query_rows(b, q)), (self.query_bias, None)):
+        for total, other in ((self.query_weight, call.query_rows(part)), (self.query_bias, None)):
             if total is not None:
                 grad_here = rows.sum(0) if other is None else rows.t() @ other
-                part = total.unflatten(0, (call.num_heads, call.channels))[:, block]
-                part += grad_here.view(part.shape)
+                share = total.unflatten(0, (call.num_heads, call.channels))[:, block]
+                share += grad_here.view(share.shape)
 
-    def of_out(self, call: Call, upstream: Upstream, b: int, q: int) -> None:
+    def of_out(self, upstream: Upstream, part: Part) -> None:
         """Of the biases behind the attention."""
-        rows = upstream.grad_out[b, q].flatten(0, 1)
+        rows = upstream.grad_out[part.here].flatten(0, 1)
         if self.out_bias is not None:
             self.out_bias += rows.sum(0)
         if self.attended_bias is not None:
-            attended = ~upstream.lse[b, q][..., :1].isneginf().flatten(0, 1)
+            attended = ~upstream.lse[part.here][..., :1].isneginf().flatten(0, 1)
             self.attended_bias += (rows * attended).sum(0)
 
     def of_out_weight(self, call: Call, grad_out: Tensor, context: Tensor, block: slice) -> None:
         """From the context of a block."""
         assert self.out_weight is not None
-        part = self.out_weight.unflatten(1, (call.num_heads, call.channels))[..., block]
-        part += (grad_out.t() @ context.flatten(-2).flatten(0, -2)).view(part.shape)
+        share = self.out_weight.unflatten(1, (call.num_heads, call.channels))[..., block]
+        share += (grad_out.t() @ context).view(share.shape)
 
-    def of_geometry(self, b: int, q: int, depth: Tensor, rays: Tensor, projection: Tensor) -> None:
-        """Of one view."""
-        for total, part in ((self.depth, depth), (self.rays, rays), (self.projection, projection)):
+    def of_geometry(self, part: Part, depth: Tensor, rays: Tensor, projection: Tensor) -> None:
+        """Of the rows of one view."""
+        for total, rows, grad in (
+            (self.depth, part.rows, depth),
+            (self.rays, slice(None), rays),
+            (self.projection, slice(None), projection),
+        ):
             if total is not None:
-                total[b, q] = part[0, 0]
+                total[part.b, part.q, rows] += grad[0, 0]
 
     def results(self) -> tuple[Tensor | None, ...]:
         """In the order of the operator."""
@@ -99,10 +106,15 @@ class Gradients:
 class LiveGradients(LiveMaps):
     """Live maps with their gradients, which move on to features and weight when a map is replaced."""
 
-    def __init__(self, call: Call, block: slice, grads: Gradients) -> None:
-        super().__init__(call, block)
+    def __init__(self, call: Call, plan: Sequence[Stage], grads: Gradients) -> None:
+        super().__init__(call, plan)
         self.grads = grads
-        self.grad_maps = torch.zeros_like(self._held)[..., : block.stop - block.start] if grads.maps else None
+        self._grads_held = torch.zeros_like(self.held) if grads.maps else None
+
+    @property
+    def grad_maps(self) -> Tensor | None:
+        """As the maps."""
+        return None if self._grads_held is None else self._grads_held[..., : self.block.stop - self.block.start]
 
     def step(self, b: int, q: int) -> Tensor:
         """The maps of the next view."""
@@ -114,88 +126,104 @@ class LiveGradients(LiveMaps):
             self.retire(slot, self._leave)
 
     def _leave(self, slot: int, inside: tuple[int, int]) -> None:
-        if self.grad_maps is None or not self.call.features.numel():
+        begin, end = self.rows(inside[0], slot, inside[1])
+        if self.grad_maps is None or not self.call.features.numel() or begin == end:
             return
-        here, call = self.grad_maps[0, 0, slot], self.call
+        here, call = self.grad_maps[0, 0, slot, : end - begin], self.call
         rows = here.flatten(0, 1)
         if self.grads.features is not None:
-            self.grads.features[inside].flatten(0, 1).addmm_(rows, call.weight[self.block, slot])
+            self.grads.features[inside][begin:end].flatten(0, 1).addmm_(rows, call.weight[self.block, slot])
         if self.grads.weight is not None:
-            self.grads.weight[self.block, slot] += rows.t() @ call.feature_rows(*inside)
+            self.grads.weight[self.block, slot] += rows.t() @ call.feature_rows(*inside, begin, end)
         here.zero_()
 
 
-def _grad_context(call: Call, upstream: Upstream) -> Callable[[int, int, slice], Tensor]:
-    """The gradient of a view's context ``[1, 1, H, W, heads, block]``."""
+def _grad_context(call: Call, upstream: Upstream) -> Callable[[Part, slice], Tensor]:
+    """The gradient of a part's context ``[1, 1, h, W, heads, block]``."""
 
-    def of(b: int, q: int, block: slice) -> Tensor:
-        rows = upstream.grad_out[b, q].flatten(0, 1)
+    def of(part: Part, block: slice) -> Tensor:
+        rows = upstream.grad_out[part.here].flatten(0, 1)
         chosen = (
             call.by_head(rows.t(), block).t()
             if call.out_weight is None
             else rows @ call.by_head(call.out_weight.t(), block).t()
         )
-        return call.as_queries(chosen, block)
+        return call.as_rows(chosen, block)
 
     return of
 
 
-def _softmax(call: Call, upstream: Upstream, one: Any, score: Tensor, grad_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The attention and the gradient of ⟨query, h⟩ of some views, from the products with query and gradient."""
-    lse = upstream.lse[one]
+def _softmax(call: Call, upstream: Upstream, part: Part, score: Tensor, grad_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The attention and the gradient of ⟨query, h⟩ of a part, from the products with query and gradient."""
+    lse = upstream.lse[part.one]
     none = lse.isneginf()[..., None]
     weight = (call.scale * score - lse[..., None]).exp_().masked_fill_(none | score.isneginf(), 0)
     mean = (weight * grad_weight).sum(-1, keepdim=True)
     if upstream.grad_lse is not None:
-        mean -= upstream.grad_lse[one][..., None]
+        mean -= upstream.grad_lse[part.one][..., None]
     return weight, (weight * (grad_weight - mean) * call.scale).masked_fill_(none | score.isneginf(), 0)
 
 
 def native(upstream: Upstream, call: Call, needs: dict[str, bool]) -> tuple[Tensor | None, ...]:
-    """Through the native kernels, block after block of the channels."""
+    """Through the native kernels, strip after strip, block after block of the channels."""
     grads, grad_context = Gradients(call, needs), _grad_context(call, upstream)
-    single = not call.channel_block or call.channel_block >= call.channels
+    plan = stages(call, STRIP_BYTES)
+    live, work = LiveGradients(call, plan, grads), Workspace(call, plan)
     score = grad_weight = None
-    if not single:  # the scores need every block
-        score, grad_weight = scores(call, grad_context)
-        score, grad_weight = _softmax(call, upstream, slice(None), score, grad_weight)
-    places: dict[tuple[int, int], Tensor] = {}
+    if len(call.blocks()) > 1:  # the scores need every block
+        score, grad_weight = scores(call, plan, live, work, grad_context)
+        for part in call.wholes():
+            assert grad_weight is not None
+            softmax = _softmax(call, upstream, part, score[part.one], grad_weight[part.one])
+            score[part.one], grad_weight[part.one] = softmax
+    places: dict[tuple[int, int, int], Tensor] = {}
     for block in call.blocks():
-        live = LiveGradients(call, block, grads)
-        for b, q in call.steps():
-            one = slice(b, b + 1), slice(q, q + 1)
-            maps, query, above = live.step(b, q), call.queries(b, q, block), grad_context(b, q, block)
-            where = (maps, call.bias[block], *call.view(b, q), *call.segment, call.mask, call.activation)
-            if single:
-                weight = call.bias.new_zeros(1, 1, *call.grid, call.num_heads, call.num_samples)
-                slope = torch.zeros_like(weight)
-                _native.epipolar_scores(query, above, *where, weight, slope)
-                weight, slope = _softmax(call, upstream, one, weight, slope)
-            else:
-                weight, slope = score[one], grad_weight[one]  # pyright: ignore[reportOptionalSubscript]
-            if grads.out_weight is not None:
-                context = _native.epipolar_context(weight, *where)
-                grads.of_out_weight(call, upstream.grad_out[b, q].flatten(0, 1), context, block)
-                del context
-            of_query, of_bias, of_place = _native.epipolar_scores_backward(
-                above, query, weight, slope, *where, live.grad_maps, grads.places
-            )
-            grads.of_query(call, b, q, block, of_query)
-            if grads.bias is not None:
-                grads.bias[block] += of_bias
-            if block.start == 0:
-                grads.of_out(call, upstream, b, q)
-            if grads.places:
-                places[b, q] = of_place if block.start == 0 else places[b, q].add_(of_place)
-            if grads.places and block.stop == call.channels:
-                size = call.features.shape[2:4]
-                grads.of_geometry(
-                    b,
-                    q,
-                    *_native.epipolar_coordinates_backward(places.pop((b, q)), *call.view(b, q), *call.segment, *size),
-                )
-        live.finish()
+        for stage in plan:
+            live.begin(block, stage)
+            for view in call.views():
+                maps = live.step(*view)
+                for part in live.parts(*view):
+                    query, above = work.queries(part, block), grad_context(part, block)
+                    where = (maps, call.bias[block], *call.window(part), *call.segment, call.mask, call.activation)
+                    if score is None or grad_weight is None:
+                        weight = call.bias.new_zeros(*above.shape[:-1], call.num_samples)
+                        slope = torch.zeros_like(weight)
+                        _native.epipolar_scores(query, above, *where, weight, slope)
+                        weight, slope = _softmax(call, upstream, part, weight, slope)
+                    else:
+                        weight, slope = score[part.one], grad_weight[part.one]
+                    if grads.out_weight is not None:
+                        context = work.context(part, block)
+                        assert context is not None
+                        _native.epipolar_context(weight, *where, context)
+                        grads.of_out_weight(call, upstream.grad_out[part.here].flatten(0, 1), context, block)
+                    of_query, of_bias, of_place = _native.epipolar_scores_backward(
+                        above, query, weight, slope, *where, live.grad_maps, grads.places
+                    )
+                    grads.of_query(call, part, block, of_query)
+                    if grads.bias is not None:
+                        grads.bias[block] += of_bias
+                    if block.start == 0:
+                        grads.of_out(upstream, part)
+                    if grads.places:
+                        _of_places(call, part, block, of_place, places, grads)
+            live.finish()
     return grads.results()
+
+
+def _of_places(
+    call: Call, part: Part, block: slice, grad: Tensor, places: dict[tuple[int, int, int], Tensor], grads: Gradients
+) -> None:
+    """Sums gradients by the samples' places over the blocks, and hands the sum on to depth and cameras."""
+    key = part.b, part.q, part.rows.start
+    places[key] = grad if block.start == 0 else places[key].add_(grad)
+    if block.stop < call.channels:
+        return
+    depth, rays, projection, jitter = call.cameras(part)
+    parts = _native.epipolar_coordinates_backward(
+        places.pop(key), depth, rays, projection, jitter, part.rows.start, *call.segment, *call.map_size
+    )
+    grads.of_geometry(part, *parts)
 
 
 def composed(
@@ -203,26 +231,27 @@ def composed(
 ) -> tuple[Tensor | None, ...]:
     """View after view through ``attention`` and ``backward``, the operators on some backend."""
     grads, grad_context, whole = Gradients(call, needs), _grad_context(call, upstream), slice(0, call.channels)
-    live = LiveGradients(call, whole, grads)
+    live = LiveGradients(call._replace(channel_block=0), [Stage([], None)], grads)
     wanted = True, grads.maps, grads.bias is not None, needs["depth"], needs["cameras"]
-    for b, q in call.steps():
-        one = slice(b, b + 1), slice(q, q + 1)
-        maps, query = live.step(b, q), call.queries(b, q, whole)
-        where = (query, maps, call.bias, *call.view(b, q), call.scale, *call.segment, call.mask, call.activation)
+    for part in call.wholes():
+        maps, query = live.step(part.b, part.q), call.queries(part, whole)
+        where = (query, maps, call.bias, *call.cameras(part), call.scale, *call.segment, call.mask, call.activation)
         context, lse = attention(*where)
-        above = grad_context(b, q, whole)
-        grad_lse = None if upstream.grad_lse is None else upstream.grad_lse[one]
+        above = grad_context(part, whole)
+        grad_lse = None if upstream.grad_lse is None else upstream.grad_lse[part.one]
         of_query, of_maps, of_bias, *of_geometry = backward(above, grad_lse, context, lse, *where, *wanted)
-        grads.of_query(call, b, q, whole, of_query)
-        if live.grad_maps is not None:
-            live.grad_maps += of_maps
+        grads.of_query(call, part, whole, of_query)
+        if (grad_maps := live.grad_maps) is not None:
+            grad_maps += of_maps
         if grads.bias is not None:
             grads.bias += of_bias
         if grads.out_weight is not None:
-            grads.of_out_weight(call, upstream.grad_out[b, q].flatten(0, 1), context, whole)
-        grads.of_out(call, upstream, b, q)
-        for total, part in zip((grads.depth, grads.rays, grads.projection), of_geometry):
+            grads.of_out_weight(
+                call, upstream.grad_out[part.here].flatten(0, 1), context.flatten(-2).flatten(0, -2), whole
+            )
+        grads.of_out(upstream, part)
+        for total, grad in zip((grads.depth, grads.rays, grads.projection), of_geometry):
             if total is not None:
-                total[b, q] = part[0, 0]
+                total[part.b, part.q] = grad[0, 0]
     live.finish()
     return grads.results()
