@@ -40,7 +40,7 @@ FAMILIES = (
 )
 MEMORY_RUN_LIMIT_S = 5.0  # slower contestants are not run a second time just for their peak memory
 ONE_RUN_S = 3.0  # slower contestants are timed once, by the run that is checked
-SHORTEST_S = 1e-3  # a measurement of less is a loop: alone, such a run would time a core's awakening from the pause
+SHORTEST_S = 0.01  # shorter runs are timed as a loop: alone, they would time the cores' awakening from the pause
 SETTLE_S = 0.005  # between runs, so that one library's spinning worker threads do not slow the next one down
 
 
