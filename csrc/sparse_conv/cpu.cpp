@@ -53,6 +53,10 @@ Tensor sparse_conv3d_weight_grad(Tensor feats, Tensor grad_out, Tensor map, int6
   const int64_t in_channels = feats.size(1) / groups, out_channels = grad_out.size(1);
   Tensor grad = torch::stable::new_empty(feats, {out_channels, in_channels, map.size(1)}, feats.scalar_type());
   if (grad.numel() == 0) return grad;
+  // Any split gives the same sums. Of channels first: a task packs the gradients of all rows for its offsets.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t channel_splits = std::clamp<int64_t>(threads, 1, std::max<int64_t>(in_channels / 12, 1));
+  const int64_t offset_splits = std::clamp<int64_t>(threads / channel_splits, 1, std::max<int64_t>(map.size(1), 1));
   const WeightJob job{feats.const_data_ptr(),
                       grad_out.const_data_ptr(),
                       static_cast<const int32_t*>(map.const_data_ptr()),
@@ -62,10 +66,11 @@ Tensor sparse_conv3d_weight_grad(Tensor feats, Tensor grad_out, Tensor map, int6
                       groups,
                       in_channels,
                       out_channels / groups,
-                      std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(in_channels / 12, 1)),
+                      channel_splits,
+                      offset_splits,
                       is_double(feats)};
   const Kernels run = kernels();
-  torch::stable::parallel_for(0, job.groups * job.splits, 1,
+  torch::stable::parallel_for(0, job.groups * channel_splits * offset_splits, 1,
                               [&](int64_t b, int64_t e) { run.weight_gradient(job, b, e); });
   return grad;
 }

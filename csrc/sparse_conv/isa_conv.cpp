@@ -158,15 +158,21 @@ void convolve_rows(const ConvJob& job, int64_t begin, int64_t end) {
 
 // --- weight gradient -------------------------------------------------------------------------------------------------
 
-// Rows of a slice as [tile of `columns` channels][pair][column], zeros beyond the last channel.
+// Rows of a slice as [tile of `columns` channels][kDepth][column]. What the last tile has beyond the last channel is
+// never written: it stays the zero that it was made.
 template <class T, int columns>
 void pack_slice(const T* const* row, int64_t pairs, int64_t channels, T* to) {
   int64_t first = 0;
-  for (; first + columns <= channels; first += columns)
-    for (int64_t p = 0; p < pairs; ++p, to += columns) std::memcpy(to, row[p] + first, columns * sizeof(T));
-  if (first == channels) return;
-  for (int64_t p = 0; p < pairs; ++p, to += columns)
-    for (int64_t c = 0; c < columns; ++c) to[c] = first + c < channels ? row[p][first + c] : T(0);
+  for (; first + columns <= channels; first += columns, to += kDepth * columns)
+    for (int64_t p = 0; p < pairs; ++p) std::memcpy(to + p * columns, row[p] + first, columns * sizeof(T));
+  const int64_t rest = channels - first;
+  if (rest == 0) return;
+  for (int64_t p = 0; p < pairs; ++p) {
+    const T* const from = row[p] + first;
+    int64_t c = 0;
+    for (; c + 4 <= rest; c += 4) std::memcpy(to + p * columns + c, from + c, 4 * sizeof(T));
+    for (; c < rest; ++c) to[p * columns + c] = from[c];
+  }
 }
 
 // sums[r] += Σ_p a[p][r] · b[p].
@@ -194,23 +200,23 @@ void outer_tile(const T* a, const T* b, int64_t pairs, T* sums, int64_t stride) 
   }
 }
 
-// `channels` input channels of one group from `first` on, all offsets. Blocks of rows are the outer loop: what an
-// offset reads is still in cache for the next one.
+// `channels` input channels of one group from `first` on, offsets [k_begin, k_end). Blocks of rows are the outer loop:
+// what an offset reads is still in cache for the next one.
 template <class T>
-void weight_task(const WeightJob& job, int64_t g, int64_t first, int64_t channels) {
+void weight_task(const WeightJob& job, int64_t g, int64_t first, int64_t channels, int64_t k_begin, int64_t k_end) {
   const int64_t a_tiles = panels(channels, kRows), b_panels = panels(job.out_channels, kPanel<T>);
   const int64_t stride = b_panels * kPanel<T>, size = a_tiles * kRows * stride;
   const int64_t in_stride = job.groups * job.in_channels, out_stride = job.groups * job.out_channels;
   const T* const feats = static_cast<const T*>(job.feats) + g * job.in_channels + first;
   const T* const grad_out = static_cast<const T*>(job.grad_out) + g * job.out_channels;
-  T* const sums = new T[job.offsets * size]();
-  T* const a = new T[a_tiles * kRows * kDepth];
-  T* const b = new T[stride * kDepth];
+  T* const sums = new T[(k_end - k_begin) * size]();
+  T* const a = new T[a_tiles * kRows * kDepth]();
+  T* const b = new T[stride * kDepth]();
   const T* in[kDepth];
   const T* grad[kDepth];
   for (int64_t o = 0; o < job.rows_out; o += kDepth) {
     const int64_t rows = smaller(kDepth, job.rows_out - o);
-    for (int64_t k = 0; k < job.offsets; ++k) {
+    for (int64_t k = k_begin; k < k_end; ++k) {
       int64_t pairs = 0;
       for (int64_t r = o; r < o + rows; ++r) {
         const int32_t from = job.map[r * job.offsets + k];
@@ -222,15 +228,15 @@ void weight_task(const WeightJob& job, int64_t g, int64_t first, int64_t channel
       pack_slice<T, kPanel<T>>(grad, pairs, job.out_channels, b);
       for (int64_t j = 0; j < b_panels; ++j)
         for (int64_t i = 0; i < a_tiles; ++i)
-          outer_tile<T>(a + i * kRows * pairs, b + j * kPanel<T> * pairs, pairs,
-                        sums + k * size + i * kRows * stride + j * kPanel<T>, stride);
+          outer_tile<T>(a + i * kRows * kDepth, b + j * kPanel<T> * kDepth, pairs,
+                        sums + (k - k_begin) * size + i * kRows * stride + j * kPanel<T>, stride);
     }
   }
   T* out = static_cast<T*>(job.grad_weight);
   for (int64_t c = 0; c < job.out_channels; ++c) {
     T* const to = out + ((g * job.out_channels + c) * job.in_channels + first) * job.offsets;
     for (int64_t i = 0; i < channels; ++i)
-      for (int64_t k = 0; k < job.offsets; ++k) to[i * job.offsets + k] = sums[k * size + i * stride + c];
+      for (int64_t k = k_begin; k < k_end; ++k) to[i * job.offsets + k] = sums[(k - k_begin) * size + i * stride + c];
   }
   delete[] sums;
   delete[] a;
@@ -239,11 +245,13 @@ void weight_task(const WeightJob& job, int64_t g, int64_t first, int64_t channel
 
 template <class T>
 void weight_gradient_tasks(const WeightJob& job, int64_t begin, int64_t end) {
-  const int64_t channels = panels(panels(job.in_channels, kRows), job.splits) * kRows;
+  const int64_t channels = panels(panels(job.in_channels, kRows), job.channel_splits) * kRows;
+  const int64_t splits = job.channel_splits * job.offset_splits;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t first = task % job.splits * channels;
+    const int64_t part = task % splits / job.channel_splits, first = task % job.channel_splits * channels;
     if (first < job.in_channels)
-      weight_task<T>(job, task / job.splits, first, smaller(channels, job.in_channels - first));
+      weight_task<T>(job, task / splits, first, smaller(channels, job.in_channels - first),
+                     part * job.offsets / job.offset_splits, (part + 1) * job.offsets / job.offset_splits);
   }
 }
 

@@ -25,8 +25,8 @@ struct WeightJob {
   const int32_t* map;    // [rows_out, offsets]
   void* grad_weight;     // [groups * out_channels, in_channels, offsets]
   int64_t rows_out, offsets, groups;
-  int64_t in_channels, out_channels;  // of one group
-  int64_t splits;                     // tasks that share the input channels of a group
+  int64_t in_channels, out_channels;      // of one group
+  int64_t channel_splits, offset_splits;  // tasks that share the input channels of a group, and the offsets
   bool is_double;
 };
 
@@ -37,7 +37,7 @@ struct Kernels {
   void (*pack_weight)(const ConvJob& job, int64_t begin, int64_t end);
   // Output rows [begin, end).
   void (*convolve)(const ConvJob& job, int64_t begin, int64_t end);
-  // Tasks [begin, end) of groups * splits.
+  // Tasks [begin, end) of groups * channel_splits * offset_splits.
   void (*weight_gradient)(const WeightJob& job, int64_t begin, int64_t end);
 };
 
