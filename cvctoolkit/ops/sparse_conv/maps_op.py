@@ -73,6 +73,12 @@ def _native_inverse(map: Tensor, rows_in: int) -> Tensor:
     return found
 
 
+def _triton_inverse(map: Tensor, rows_in: int) -> Tensor:
+    from cvctoolkit.ops.sparse_conv.triton import invert_neighbor_map
+
+    return invert_neighbor_map(map.contiguous(), rows_in)
+
+
 _conv_out_coords = define_op(
     "conv_out_coords",
     "(Tensor coords, int[3] kernel_size, int[3] stride, int[3] dilation, int[3] padding, bool transposed,"
@@ -99,6 +105,7 @@ invert = define_op(
     fake=lambda map, rows_in: map.new_empty(rows_in, map.shape[1]),
     reference=reference.invert_neighbor_map,
     native=Backend(_native_inverse, kernels=("invert_neighbor_map",)),
+    triton=Backend(_triton_inverse),
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -34,26 +35,39 @@ def _widened(run: Callable[..., Any]) -> Callable[..., Any]:
     return widened
 
 
+def _contiguous(run: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: run(*(a.contiguous() if isinstance(a, Tensor) else a for a in args))
+
+
 def _checked_rows(op: str, run: Callable[..., Any], map_at: int) -> Callable[..., Any]:
     """Contiguous arguments, and on a CPU no map entry that is not a row of the first argument."""
 
     def checked(*args: Any) -> Any:
-        args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
         map, rows = args[map_at], args[0].shape[0]
         if map.device.type == "cpu" and map.numel():
             low, high = (int(x) for x in torch.aminmax(map))
             if low < -1 or high >= rows:
                 bad = low if low < -1 else high
                 raise ValueError(f"{op}: neighbor_map must hold −1 or rows 0 to {rows - 1} of feats, got {bad}")
-        return run(*args)
+        return _contiguous(run)(*args)
 
     return checked
+
+
+def _triton(op: str) -> Callable[..., Any]:
+    return lambda *args: getattr(importlib.import_module("cvctoolkit.ops.sparse_conv.triton"), op)(*args)
+
+
+def _no_float64(feats: Tensor, *_: Any) -> Iterable[str]:
+    if feats.dtype == torch.float64:
+        yield "Triton kernels compute in float32: float64 needs the reference"
 
 
 def _backends(op: str, map_at: int) -> dict[str, Any]:
     return {
         "reference": _checked_rows(op, getattr(reference, op), map_at),
         "native": Backend(_checked_rows(op, _widened(getattr(_native, op)), map_at), kernels=(op,)),
+        "triton": Backend(_checked_rows(op, _triton(op), map_at), _no_float64),
     }
 
 
@@ -160,6 +174,7 @@ _max_pool_grad = define_op(
     fake=lambda grad_out, offset, map, rows_in: grad_out.new_empty(rows_in, grad_out.shape[1]),
     reference=reference.sparse_max_pool3d_grad,
     native=Backend(_widened(_native_max_grad), kernels=("sparse_max_pool3d_grad",)),
+    triton=Backend(_contiguous(_triton("sparse_max_pool3d_grad")), _no_float64),
     setup_context=_setup_max_grad,
     backward=lambda ctx, grad: (_gather_largest(grad, *ctx.saved_tensors), None, None, None),
 )
@@ -217,7 +232,7 @@ def sparse_conv3d(
         neighbor_map: ``[N_out, Kx·Ky·Kz]`` int32 or int64, rows of ``feats`` or −1, from `neighbor_map`. An input row
             appears at most once under every offset (for gradients in ``feats``).
         groups: Groups of channels that do not mix.
-        backend: ``"native"``, ``"reference"``; None picks the fastest.
+        backend: ``"native"``, ``"triton"``, ``"reference"``; None picks the fastest.
 
     Returns:
         ``[N_out, C_out]``: ``bias + Σ_k weight[:, :, k] · feats[neighbor_map[:, k]]``, summed in float32 at least.
@@ -253,7 +268,7 @@ def sparse_max_pool3d(feats: Tensor, neighbor_map: Tensor, *, backend: str | Non
         feats: ``[N, C]`` float16, bfloat16, float32 or float64. Differentiable; of equal values the first offset's
             receives the gradient. NaN wins.
         neighbor_map: ``[N_out, K]`` int32 or int64, rows of ``feats`` or −1, from `neighbor_map`.
-        backend: ``"native"``, ``"reference"``; None picks the fastest.
+        backend: ``"native"``, ``"triton"``, ``"reference"``; None picks the fastest.
 
     Returns:
         ``[N_out, C]``; 0 where a voxel has no neighbour. Deterministic.
@@ -275,7 +290,7 @@ def sparse_avg_pool3d(
         neighbor_map: ``[N_out, K]`` int32 or int64, rows of ``feats`` or −1, from `neighbor_map`. An input row appears
             at most once under every offset.
         count_absent: Divide by K, as dense average pooling of a grid with zeros does, not by the number of neighbours.
-        backend: ``"native"``, ``"reference"``; None picks the fastest.
+        backend: ``"native"``, ``"triton"``, ``"reference"``; None picks the fastest.
 
     Returns:
         ``[N_out, C]``; 0 where a voxel has no neighbour. Deterministic.
