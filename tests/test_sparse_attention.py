@@ -7,8 +7,9 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
+from cvctoolkit._native import restricted_isa
 from cvctoolkit.ops import (
     apply_rope,
     batch_cu_seqlens,
@@ -29,7 +30,7 @@ from cvctoolkit.ops.sparse_attention import samples
 from cvctoolkit.ops.sparse_attention.samples import cells, heads, offsets
 from tests import test_contract as contract
 
-BACKENDS = ["sdpa", "reference"]
+BACKENDS = ["native", "sdpa", "reference"]
 LENGTHS = st.lists(st.integers(0, 9), min_size=0, max_size=6)
 
 
@@ -116,6 +117,7 @@ def test_gradient_of_the_log_sum_exp(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=30)
+@example([2], [3], 0, 0)
 @given(lengths_q=LENGTHS, lengths_k=LENGTHS, topk=st.integers(0, 4), seed=st.integers(0, 99))
 def test_lists_of_blocks_equal_dense_attention(backend, lengths_q, lengths_k, topk, seed):
     g = generator(seed)
@@ -142,7 +144,51 @@ def test_long_sequences(backend):
     same(ours, dense(q, k, v, which[:, None] == which), (q, k, v))
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("share,dim,value_dim", [(1, 1, 1), (1, 16, 32), (3, 20, 33), (8, 64, 64)])
+def test_every_instruction_set(isa, share, dim, value_dim):
+    g = generator(1)
+    lengths_q, lengths_k = [1, 40, 17, 0, 5], [130, 12, 300, 7, 0]
+    tensors = heads(g, sum(lengths_q), q=2 * share, k=2, dim=dim, value_dim=value_dim, rows_k=sum(lengths_k)).values()
+    chosen = torch.tensor(
+        [[[0, 2, -1], [1, 3, 0]], [[4, 1, 2], [2, 0, -1]], [[-1, -1, -1], [4, -1, 3]]] + [[[1, 0, 2]] * 2] * 2
+    )
+    groups, blocks = offsets(*lengths_q), offsets(*lengths_k)
+
+    def run(dtype, backend):
+        q, k, v = (x.to(dtype).requires_grad_() for x in tensors)
+        varied = varlen_attention(q, k, v, groups, blocks, backend=backend)
+        listed = block_sparse_attention(q, k, v, groups, blocks, chosen, backend=backend)
+        weight = torch.randn(varied.shape, generator=generator(2), dtype=torch.float64).to(dtype)
+        grads = (torch.autograd.grad(out, (q, k, v), weight) for out in (varied, listed))
+        return [varied, listed, *(x for grad in grads for x in grad)]
+
+    with restricted_isa(isa) as granted:
+        if granted != isa:
+            pytest.skip(f"this machine has no {isa}")
+        exact = run(torch.float64, "reference")
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-13)):
+            for a, b in zip(run(dtype, "native"), exact):
+                assert (a.double() - b).abs().max() <= tolerance * max(b.abs().max(), 1)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_independent_of_the_number_of_threads(long):
+    lengths = [700] if long else [5, 60, 3, 200] * 20
+    q, k, v = (x.float().requires_grad_() for x in heads(generator(), sum(lengths), q=4, k=2, dim=9).values())
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            out = varlen_attention(q, k, v, offsets(*lengths), backend="native")
+            results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_large_scores_do_not_overflow(backend):
     q, k, v = (x.float() for x in heads(generator(), 12, dim=8).values())
     which = sequence_of([5, 7])
@@ -167,7 +213,9 @@ def test_half_precision(backend, dtype):
     assert ours.dtype == dtype and (ours.double() - exact).abs().max() < 8 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("sample", [s for s in samples.samples() if "attention" in s.op.__name__], ids=str)
+@pytest.mark.parametrize(
+    "sample", [s for s in samples.samples() if s.op in (varlen_attention, block_sparse_attention)], ids=str
+)
 def test_scaled_dot_product_attention_serves_every_sample(sample):
     contract.test_values(sample, "sdpa", "cpu")
     if sample.differentiable:
@@ -288,7 +336,7 @@ def transcription(q, k, v, coords, gates, ck, cv, m_cmp, m_slc, window, shift, t
     return out
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference", None])
+@pytest.mark.parametrize("backend", ["native", "sdpa", "reference", None])
 @pytest.mark.parametrize(
     "m_cmp,m_slc,topk,means", [(2, 4, 2, True), (1, 2, 3, False), (2, 2, 50, True), (4, 8, 1, False)]
 )

@@ -21,7 +21,7 @@ from cvctoolkit.ops import (
 )
 from cvctoolkit.ops.sparse_attention.samples import cells, heads, offsets
 
-BACKENDS = ["sdpa", "reference"]
+BACKENDS = ["native", "sdpa", "reference"]
 
 
 def generator(seed=0):

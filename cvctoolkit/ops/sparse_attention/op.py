@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
 from cvctoolkit._library import define_op
+from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.sparse_attention import reference, sdpa
 
 
@@ -86,6 +87,19 @@ def _unit_stride(x: Tensor) -> Tensor:
     return x if x.dim() == 0 or x.stride(-1) == 1 else x.contiguous()
 
 
+def _only_float32_64(q: Tensor, *_: Any) -> Iterable[str]:
+    if q.dtype not in _checks.FLOAT32_64:
+        yield f"needs float32 or float64, got {q.dtype}"
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _native_backward(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *args: Any) -> Any:
+    return _native.ragged_attention_backward(grad_out, _contiguous(grad_lse), out, lse.contiguous(), *args)
+
+
 def _once(*_: Any) -> Any:
     raise RuntimeError("ragged_attention: double backward is not implemented")
 
@@ -104,6 +118,7 @@ _backward_op = define_op(
     f"(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, {_RAGGED}) -> (Tensor, Tensor, Tensor)",
     fake=_fake_backward,
     reference=_checked(reference.ragged_attention_backward, 4),
+    native=Backend(_checked(_native_backward, 4), _only_float32_64, kernels=("ragged_attention_backward",)),
     sdpa=Backend(_checked(sdpa.ragged_attention_backward, 4)),
     xformers=Backend(_checked(sdpa.xformers_attention_backward, 4), sdpa.xformers_backward_reasons),
     backward=_once,
@@ -130,6 +145,9 @@ _ragged = define_op(
     f"({_RAGGED}, bool need_lse) -> (Tensor, Tensor)",
     fake=_fake,
     reference=_checked(reference.ragged_attention),
+    native=Backend(
+        _checked(lambda *args: _native.ragged_attention(*args[:-1])), _only_float32_64, kernels=("ragged_attention",)
+    ),
     sdpa=Backend(_checked(sdpa.ragged_attention)),
     xformers=Backend(_checked(sdpa.xformers_attention), sdpa.xformers_reasons),
     setup_context=_setup,
