@@ -21,7 +21,7 @@ _KERNELS = (
     "epipolar_coordinates_backward", "epipolar_reach",
 )  # fmt: skip
 _ARGUMENTS = (
-    "Tensor query, Tensor? query_weight, Tensor? query_bias, Tensor features, Tensor weight, Tensor bias, "
+    "Tensor? query, Tensor? query_weight, Tensor? query_bias, Tensor features, Tensor weight, Tensor bias, "
     "Tensor? out_weight, Tensor? out_bias, Tensor? attended_bias, Tensor depth, Tensor rays, Tensor projection, "
     "Tensor? jitter, float scale, int num_samples, float radius, bool along_ray, bool ortho, bool mask, "
     "int activation, int[] source, int num_heads, int channel_block"
@@ -35,7 +35,7 @@ def _unsupported(like: int, operator: Any, name: str) -> Callable[..., Iterable[
     def reasons(*args: Any) -> Iterable[str]:
         call = walk.Call(*args[like:])
         shape = (*call.depth.shape, call.num_heads, call.channels)
-        yield from operator.backends[name].unsupported(call.query.new_empty(()).expand(shape))
+        yield from operator.backends[name].unsupported(call.features.new_empty(()).expand(shape))
 
     return reasons
 
@@ -54,7 +54,7 @@ def _backward_on(name: str) -> Callable[..., tuple[Tensor, ...]]:
             run_attention = partial(attention._attention, backend=name)
             run_backward = partial(attention._attention_backward_op, backend=name)
             grads = walk_backward.composed(run_attention, run_backward, upstream, call, wanted)
-        return tuple(call.query.new_empty(0) if g is None else g for g in grads)
+        return tuple(call.features.new_empty(0) if g is None else g for g in grads)
 
     return run
 
@@ -67,10 +67,13 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     call, needs = walk.Call(*args[3 : -len(walk_backward.NAMES)]), args[-len(walk_backward.NAMES) :]
     inputs = call[: _TENSORS - 1]
-    return tuple(
-        call.query.new_empty(0) if x is None or not n else x.new_empty(x.shape)
-        for x, n in zip(inputs, (*needs, needs[-1]))
-    )
+    found = []
+    for name, x, need in zip((*walk_backward.NAMES, "cameras"), inputs, (*needs, needs[-1])):
+        if x is None or not need:
+            found.append(call.features.new_empty(0))
+        else:
+            found.append(walk_backward.dense_like(x) if name in walk_backward.IMAGES else x.new_empty(x.shape))
+    return tuple(found)
 
 
 _backward_op = define_op(
@@ -80,7 +83,7 @@ _backward_op = define_op(
     + f") -> ({', '.join(['Tensor'] * (_TENSORS - 1))})",
     fake=_fake_backward,
     reference=_backward_on("reference"),
-    native=Backend(_backward_on("native"), lambda *args: attention._only_float32_64(args[3]), kernels=_KERNELS),
+    native=Backend(_backward_on("native"), lambda *args: attention._only_float32_64(args[6]), kernels=_KERNELS),
     triton=Backend(
         _backward_on("triton"),
         lambda *args: _unsupported(3, attention._attention, "triton")(*args[: -len(walk_backward.NAMES)]),
@@ -98,7 +101,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     *inputs, lse = ctx.saved_tensors
     if grad_out is None:
         like = walk.Call(*inputs, *ctx.options)
-        grad_out = like.query.new_zeros(*like.depth.shape, like.out_channels)
+        grad_out = like.features.new_zeros(*like.depth.shape, like.out_channels)
     tensors = once_differentiable(_NAME, grad_out, grad_lse, lse, *inputs)
     wanted = ctx.needs_input_grad[: _TENSORS - 1]
     needs = (*wanted[:-2], wanted[-2] or wanted[-1])
@@ -111,7 +114,7 @@ _projected = define_op(
     f"({_ARGUMENTS}) -> (Tensor, Tensor)",
     fake=_fake,
     reference=_forward_on("reference"),
-    native=Backend(walk.native, attention._only_float32_64, kernels=_KERNELS),
+    native=Backend(walk.native, lambda *args: attention._only_float32_64(args[3]), kernels=_KERNELS),
     triton=Backend(_forward_on("triton"), _unsupported(0, attention._attention, "triton")),
     setup_context=_context,
     backward=_backward,
@@ -238,8 +241,10 @@ def projected_epipolar_attention(
         _checks.tensor(op, "bias", bias, "Ch", _checks.FLOATING, device=device)
         _checks.same_shape(op, "bias", bias, (channels,))
     shift = s.rays.new_zeros(channels) if bias is None else bias.to(s.rays.dtype)
+    # One tensor in both places has one gradient, made in one place.
+    own = None if query is features else query.permute(0, 1, 3, 4, 2)
     out, lse = _projected(
-        query.permute(0, 1, 3, 4, 2), query_weight, query_bias, features.permute(0, 1, 3, 4, 2), weight, shift,
+        own, query_weight, query_bias, features.permute(0, 1, 3, 4, 2), weight, shift,
         out_weight, out_bias, attended_bias, *s[:4], scale, *s[4:-1], mask, kind,
         [v for row in source for v in row], heads, block, backend=backend,
     )  # fmt: skip

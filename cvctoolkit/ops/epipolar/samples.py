@@ -198,7 +198,9 @@ def samples() -> list[Sample]:
         ("plain", lambda g: projected_inputs(g, activation="gelu"), ("query", "features", "weight", "bias", "depth")),
         (
             "around-mask",
-            lambda g: projected_inputs(g, projections=True, out_of_bounds="mask", activation="silu", channels=3),
+            lambda g: projected_inputs(
+                g, projections=True, out_of_bounds="mask", activation="silu", channels=3, grid=(2, 2), maps=(2, 3)
+            ),
             ("query", "features", "weight", "bias", "depth", "Ks", *around),
         ),
         (

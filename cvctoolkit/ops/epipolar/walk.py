@@ -48,7 +48,7 @@ class Part(NamedTuple):
 class Call(NamedTuple):
     """The operator's arguments."""
 
-    query: Tensor
+    query: Tensor | None  # None: the features
     query_weight: Tensor | None
     query_bias: Tensor | None
     features: Tensor
@@ -76,6 +76,11 @@ class Call(NamedTuple):
         """The same with contiguous weights, which are small."""
         names = ("query_weight", "weight", "out_weight")
         return self._replace(**{n: w.contiguous() for n in names if (w := getattr(self, n)) is not None})
+
+    @property
+    def own(self) -> Tensor:
+        """What the queries are made of."""
+        return self.features if self.query is None else self.query
 
     @property
     def slots(self) -> int:
@@ -138,7 +143,7 @@ class Call(NamedTuple):
 
     def query_rows(self, part: Part) -> Tensor:
         """``[h·W, Cq]`` of a part."""
-        return _operand(self.query[part.here].flatten(0, 1))
+        return _operand(self.own[part.here].flatten(0, 1))
 
     def by_head(self, matrix: Tensor, block: slice) -> Tensor:
         """Rows [heads·Ch, ...] of a block of channels: [heads·block, ...]."""
@@ -182,7 +187,7 @@ class Stage(NamedTuple):
 def stages(call: Call, bytes_per_strip: int) -> list[Stage]:
     """The strips of the native kernels."""
     height, width = call.grid
-    per_row = width * call.num_heads * call.channels * call.query.element_size()
+    per_row = width * call.num_heads * call.channels * call.features.element_size()
     tiles = -(-bytes_per_strip // max(per_row * TILE_ROWS, 1))
     step = tiles * TILE_ROWS
     strips = [slice(r, min(r + step, height)) for r in range(0, height, step)]
@@ -283,7 +288,7 @@ class Workspace:
         pixels = max((s.stop - s.start for stage in stages for s in stage.strips), default=0) * call.grid[1]
         channels = call.num_heads * min(call.channel_block or call.channels, call.channels)
         self._query, self._context = (
-            call.query.new_empty(pixels * channels) if needed else None
+            call.features.new_empty(pixels * channels) if needed else None
             for needed in (call.query_weight is not None, call.out_weight is not None or call.channel_block)
         )
         self.call = call
@@ -325,7 +330,7 @@ def _finish(call: Call, out: Tensor, lse: Tensor, context: Tensor, block: slice)
 
 def results(call: Call) -> tuple[Tensor, Tensor]:
     """Memory for the result and the log-sum-exp."""
-    out = call.query.new_empty(*call.depth.shape, call.out_channels)
+    out = call.features.new_empty(*call.depth.shape, call.out_channels)
     return out, call.bias.new_empty(*call.depth.shape, call.num_heads)
 
 

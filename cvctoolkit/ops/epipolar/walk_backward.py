@@ -13,6 +13,7 @@ from cvctoolkit.ops.epipolar.walk import Call, LiveMaps, Part, Stage, Workspace,
 
 #: Of the queries of one strip: the same for any number of threads, as strips are summed one by one.
 STRIP_BYTES = 2 << 20
+IMAGES = ("query", "features")
 
 #: Which gradients the operator can be asked for, in its order.
 NAMES: tuple[str, ...] = (
@@ -29,21 +30,26 @@ class Upstream(NamedTuple):
     lse: Tensor
 
 
+def dense_like(x: Tensor) -> Tensor:
+    """Memory for the gradient of features: in their order, if their pixels are rows of a matrix in it."""
+    like = torch.empty_like(x)
+    return like if like.stride(2) == like.stride(3) * like.shape[3] else x.new_empty(x.shape)
+
+
 class Gradients:
     """Sums over the walk; None where a gradient is not wanted."""
 
     def __init__(self, call: Call, needs: dict[str, bool]) -> None:
         def zeros(name: str, like: Tensor | None) -> Tensor | None:
-            return (
-                torch.zeros(like.shape, dtype=like.dtype, device=like.device)
-                if needs[name] and like is not None
-                else None
-            )
+            if not needs[name] or like is None:
+                return None
+            return dense_like(like).zero_() if name in IMAGES else like.new_zeros(like.shape)
 
-        self.query = call.query.new_empty(call.query.shape) if needs["query"] else None
+        self.query = zeros("query", call.query)
         self.query_weight = zeros("query_weight", call.query_weight)
         self.query_bias = zeros("query_bias", call.query_bias)
         self.features = zeros("features", call.features)
+        self.own = self.features if call.query is None else self.query  # of what the queries are made of
         self.weight = zeros("weight", call.weight)
         self.bias = zeros("bias", call.bias)
         self.out_weight = zeros("out_weight", call.out_weight)
@@ -58,12 +64,11 @@ class Gradients:
         """From the gradient ``[1, 1, h, W, heads, block]`` of the absorbed query on."""
         rows = grad.flatten(-2).flatten(0, -2)
         if call.query_weight is None:
-            if self.query is not None:
-                self.query[part.here].unflatten(-1, (call.num_heads, call.channels))[..., block] = grad[0, 0]
+            if self.own is not None:
+                self.own[part.here].unflatten(-1, (call.num_heads, call.channels))[..., block] += grad[0, 0]
             return
-        if self.query is not None:
-            into, weight = self.query[part.here].flatten(0, 1), call.by_head(call.query_weight, block)
-            torch.mm(rows, weight, out=into) if block.start == 0 else into.addmm_(rows, weight)
+        if self.own is not None:
+            _rows(self.own[part.here]).addmm_(rows, call.by_head(call.query_weight, block))
         for total, other in ((self.query_weight, call.query_rows(part)), (self.query_bias, None)):
             if total is not None:
                 grad_here = rows.sum(0) if other is None else rows.t() @ other
@@ -103,6 +108,11 @@ class Gradients:
         )  # fmt: skip
 
 
+def _rows(x: Tensor) -> Tensor:
+    """``[h·w, c]`` of ``x [h, w, c]``, to write to: raises where that would be a copy."""
+    return x.view(x.shape[0] * x.shape[1], x.shape[2])
+
+
 class LiveGradients(LiveMaps):
     """Live maps with their gradients, which move on to features and weight when a map is replaced."""
 
@@ -132,7 +142,7 @@ class LiveGradients(LiveMaps):
         here, call = self.grad_maps[0, 0, slot, : end - begin], self.call
         rows = here.flatten(0, 1)
         if self.grads.features is not None:
-            self.grads.features[inside][begin:end].flatten(0, 1).addmm_(rows, call.weight[self.block, slot])
+            _rows(self.grads.features[inside][begin:end]).addmm_(rows, call.weight[self.block, slot])
         if self.grads.weight is not None:
             self.grads.weight[self.block, slot] += rows.t() @ call.feature_rows(*inside, begin, end)
         here.zero_()
