@@ -67,7 +67,7 @@ Job<T> make_job(const Tensor& q, const Tensor& k, const Tensor& v, const std::op
   return job;
 }
 
-// Cuts [0, size(range)) of every range into tasks of at most `most`; 0: one task each, of empty ranges too.
+// Cuts [0, size(range)) of every range into tasks of at most `most`.
 template <class F>
 std::vector<Task> cut(int64_t ranges, int64_t kv_heads, int64_t most, F size) {
   std::vector<Task> tasks;
@@ -79,19 +79,26 @@ std::vector<Task> cut(int64_t ranges, int64_t kv_heads, int64_t most, F size) {
   return tasks;
 }
 
-// Runs f over tasks, a few at a time where they are many and small.
-template <class F>
-void run(const std::vector<Task>& tasks, const F& f) {
+// Runs f(task, scratch), a few tasks at a time where they are many and small.
+template <class T, class F>
+void run(const Job<T>& job, const std::vector<Task>& tasks, const F& f) {
   const int64_t count = static_cast<int64_t>(tasks.size()), each = std::clamp<int64_t>(count / 256, 1, 32);
+  const int64_t bytes = kernels_of<T>().scratch_bytes(job);
   for_each_task((count + each - 1) / each, [&](int64_t some) {
-    for (int64_t i = some * each, end = std::min(i + each, count); i < end; ++i) f(tasks[i]);
+    const Buffer<unsigned char> scratch(bytes);
+    for (int64_t i = some * each, end = std::min(i + each, count); i < end; ++i) f(tasks[i], scratch.data());
   });
 }
 
 template <class T>
+std::vector<Task> query_tasks(const Job<T>& job) {
+  return cut(job.queries.count, job.kv_heads, kQueries, [&](int64_t group) { return job.stacked(group); });
+}
+
+template <class T>
 std::tuple<Tensor, Tensor> forward(const Job<T>& job, Tensor out, Tensor lse) {
-  run(cut(job.queries.count, job.kv_heads, kQueries, [&](int64_t group) { return job.stacked(group); }),
-      [&](const Task& task) { kernels_of<T>().forward(job, task); });
+  run(job, query_tasks(job),
+      [&](const Task& task, unsigned char* scratch) { kernels_of<T>().forward(job, task, scratch); });
   return {out, lse};
 }
 
@@ -139,12 +146,13 @@ void backward(const Job<T>& job) {
   const AllReaders<T> readers(job);
   const bool once = !job.table && job.queries.count * job.kv_heads >= kManyGroups;
   if (!once)
-    run(cut(job.queries.count, job.kv_heads, kQueries, [&](int64_t group) { return job.stacked(group); }),
-        [&](const Task& task) { kernels_of<T>().query_gradient(job, task); });
+    run(job, query_tasks(job),
+        [&](const Task& task, unsigned char* scratch) { kernels_of<T>().query_gradient(job, task, scratch); });
   const int64_t most = once ? INT64_MAX / 2 : kKeys;
-  run(cut(job.keys.count, job.kv_heads, most, [&](int64_t block) { return job.keys.size(block); }),
-      [&](const Task& task) {
-        kernels_of<T>().key_gradient(job, task, readers.of(task.range, task.kv_head, job.kv_heads), once);
+  run(job, cut(job.keys.count, job.kv_heads, most, [&](int64_t block) { return job.keys.size(block); }),
+      [&](const Task& task, unsigned char* scratch) {
+        const Readers own = readers.of(task.range, task.kv_head, job.kv_heads);
+        kernels_of<T>().key_gradient(job, task, own, once, scratch);
       });
 }
 

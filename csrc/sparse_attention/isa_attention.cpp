@@ -15,6 +15,23 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 template <class T>
 constexpr T kInfinity = static_cast<T>(__builtin_inf());
 
+// Hands out pieces of a block of memory; without one, only counts.
+class Arena {
+ public:
+  explicit Arena(unsigned char* base) : base_(base) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* const piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  unsigned char* base_;
+  int64_t used_ = 0;
+};
+
 // Pointers to rows that vectors may read whole: the rows themselves, or padded copies where features end in mid-vector.
 template <class T>
 struct Readable {
@@ -22,15 +39,12 @@ struct Readable {
   T* copies;  // null: none needed
   int64_t features, stride;
 
-  Readable(int64_t rows, int64_t features)
-      : at(new const T*[rows]), copies(nullptr), features(features), stride(padded<T>(features)) {
-    if (stride != features) copies = new T[rows * stride]();
+  Readable(Arena& arena, int64_t rows, int64_t features)
+      : at(arena.take<const T*>(rows)), copies(nullptr), features(features), stride(padded<T>(features)) {
+    if (stride == features) return;
+    copies = arena.take<T>(rows * stride);
+    if (copies) std::memset(copies, 0, rows * stride * sizeof(T));
   }
-  ~Readable() {
-    delete[] at;
-    delete[] copies;
-  }
-  Readable(const Readable&) = delete;
 
   void set(int64_t i, const T* row) {
     at[i] = row;
@@ -45,7 +59,7 @@ struct Chunk {
   Readable<T> k, v;
   int64_t count = 0;
 
-  explicit Chunk(const Job<T>& job) : k(kChunk, job.dim), v(kChunk, job.value_dim) {}
+  Chunk(const Job<T>& job, Arena& arena) : k(arena, kChunk, job.dim), v(arena, kChunk, job.value_dim) {}
 
   void add(const Job<T>& job, int64_t position, int64_t kv_head) {
     const int64_t row = job.keys.row(position);
@@ -158,14 +172,26 @@ struct Softmax {
 };
 
 template <class T>
-void forward(const Job<T>& job, const Task& task) {
+struct Forward {
+  Chunk<T> chunk;
+  T *queries, *scores, *sums;
+
+  Forward(const Job<T>& job, Arena& arena)
+      : chunk(job, arena),
+        queries(arena.take<T>(job.dim * kPanel<T>)),
+        scores(arena.take<T>(kChunk * kPanel<T>)),
+        sums(arena.take<T>(kPanel<T> * padded<T>(job.value_dim))) {}
+};
+
+template <class T>
+void forward(const Job<T>& job, const Task& task, unsigned char* scratch) {
   const int64_t width = padded<T>(job.value_dim);
-  Chunk<T> chunk(job);
+  Arena arena(scratch);
+  Forward<T> own(job, arena);
+  Chunk<T>& chunk = own.chunk;
+  T *const queries = own.queries, *const scores = own.scores, *const sums = own.sums;
   Panel<T> panel;
   Softmax<T> softmax;
-  T* const queries = new T[job.dim * kPanel<T>];
-  T* const scores = new T[kChunk * kPanel<T>];
-  T* const sums = new T[kPanel<T> * width];
   for (int64_t begin = task.begin; begin < task.end; begin += kPanel<T>) {
     panel.set(job, task.range, task.kv_head, begin, smaller(begin + kPanel<T>, task.end));
     panel.transpose(job.q, job.dim, job.scale, queries);
@@ -188,9 +214,6 @@ void forward(const Job<T>& job, const Task& task) {
       job.lse[panel.row[r] * job.heads() + panel.head[r]] = first ? -kInfinity<T> : softmax.highest[r] + log_of(total);
     }
   }
-  delete[] queries;
-  delete[] scores;
-  delete[] sums;
 }
 
 // --- backward --------------------------------------------------------------------------------------------------------
@@ -199,26 +222,25 @@ void forward(const Job<T>& job, const Task& task) {
 template <class T>
 struct Backward {
   const Job<T>& job;
+  Chunk<T> chunk;
   Panel<T> panel;
   Readable<T> q, grad;                    // rows
   T *queries, *grads, *weights, *scores;  // transposed panels; [key][query] P and dS
+  T *of_queries, *of_keys, *of_values;    // sums
   T lse[kPanel<T>], delta[kPanel<T>] = {};
 
-  explicit Backward(const Job<T>& job)
+  Backward(const Job<T>& job, Arena& arena)
       : job(job),
-        q(kPanel<T>, job.dim),
-        grad(kPanel<T>, job.value_dim),
-        queries(new T[job.dim * kPanel<T>]),
-        grads(new T[job.value_dim * kPanel<T>]),
-        weights(new T[kChunk * kPanel<T>]),
-        scores(new T[kChunk * kPanel<T>]) {}
-  ~Backward() {
-    delete[] queries;
-    delete[] grads;
-    delete[] weights;
-    delete[] scores;
-  }
-  Backward(const Backward&) = delete;
+        chunk(job, arena),
+        q(arena, kPanel<T>, job.dim),
+        grad(arena, kPanel<T>, job.value_dim),
+        queries(arena.take<T>(job.dim * kPanel<T>)),
+        grads(arena.take<T>(job.value_dim * kPanel<T>)),
+        weights(arena.take<T>(kChunk * kPanel<T>)),
+        scores(arena.take<T>(kChunk * kPanel<T>)),
+        of_queries(arena.take<T>(kPanel<T> * q.stride)),
+        of_keys(arena.take<T>(kChunk * q.stride)),
+        of_values(arena.take<T>(kChunk * grad.stride)) {}
 
   void set(int64_t group, int64_t kv_head, int64_t begin, int64_t end) {
     panel.set(job, group, kv_head, begin, end);
@@ -238,7 +260,7 @@ struct Backward {
   }
 
   // P and dS = P ∘ (dO Vᵀ − δ).
-  void take(const Chunk<T>& chunk) {
+  void take() {
     using V = Vec<T>;
     score(chunk.k, chunk.count, queries, job.dim, panel.width, weights);
     score(chunk.v, chunk.count, grads, job.value_dim, panel.width, scores);
@@ -253,74 +275,76 @@ struct Backward {
     }
   }
 
-  void write_queries(const T* sums, bool add) const {
+  void write_queries(bool add) const {
     for (int64_t r = 0; r < panel.count; ++r) {
       T* const to = job.grad_q.at(panel.row[r], panel.head[r]);
-      const T* const from = sums + r * q.stride;
+      const T* const from = of_queries + r * q.stride;
       for (int64_t d = 0; d < job.dim; ++d) to[d] = (add ? to[d] : T(0)) + job.scale * from[d];
     }
   }
 };
 
 template <class T>
-void query_gradient(const Job<T>& job, const Task& task) {
-  Backward<T> b(job);
-  Chunk<T> chunk(job);
-  T* const sums = new T[kPanel<T> * b.q.stride];
-  for (int64_t begin = task.begin; begin < task.end; begin += kPanel<T>) {
-    b.set(task.range, task.kv_head, begin, smaller(begin + kPanel<T>, task.end));
-    std::memset(sums, 0, kPanel<T> * b.q.stride * sizeof(T));
-    for_each_chunk(job, task.range, task.kv_head, chunk, [&] {
-      b.take(chunk);
-      add_over_keys(b.panel, b.scores, chunk.k, chunk.count, sums);
-    });
-    b.write_queries(sums, false);
-  }
-  delete[] sums;
+int64_t scratch_bytes(const Job<T>& job) {
+  Arena forward(nullptr), backward(nullptr);
+  const Forward<T> a(job, forward);
+  const Backward<T> b(job, backward);
+  return forward.used() < backward.used() ? backward.used() : forward.used();
 }
 
 template <class T>
-void key_gradient(const Job<T>& job, const Task& task, const Readers& readers, bool and_queries) {
-  Backward<T> b(job);
-  Chunk<T> chunk(job);
-  T* const of_queries = new T[kPanel<T> * b.q.stride];
-  T* const of_keys = new T[kChunk * b.q.stride];
-  T* const of_values = new T[kChunk * b.grad.stride];
+void query_gradient(const Job<T>& job, const Task& task, unsigned char* scratch) {
+  Arena arena(scratch);
+  Backward<T> b(job, arena);
+  for (int64_t begin = task.begin; begin < task.end; begin += kPanel<T>) {
+    b.set(task.range, task.kv_head, begin, smaller(begin + kPanel<T>, task.end));
+    std::memset(b.of_queries, 0, kPanel<T> * b.q.stride * sizeof(T));
+    for_each_chunk(job, task.range, task.kv_head, b.chunk, [&] {
+      b.take();
+      add_over_keys(b.panel, b.scores, b.chunk.k, b.chunk.count, b.of_queries);
+    });
+    b.write_queries(false);
+  }
+}
+
+template <class T>
+void key_gradient(const Job<T>& job, const Task& task, const Readers& readers, bool and_queries,
+                  unsigned char* scratch) {
+  Arena arena(scratch);
+  Backward<T> b(job, arena);
+  Chunk<T>& chunk = b.chunk;
   const int64_t first = job.keys.begin(task.range);
   for (int64_t begin = task.begin; begin < task.end; begin += kChunk) {
     const int64_t end = smaller(begin + kChunk, task.end);
     chunk.count = 0;
     for (int64_t p = begin; p < end; ++p) chunk.add(job, first + p, task.kv_head);
-    std::memset(of_keys, 0, chunk.count * b.q.stride * sizeof(T));
-    std::memset(of_values, 0, chunk.count * b.grad.stride * sizeof(T));
+    std::memset(b.of_keys, 0, chunk.count * b.q.stride * sizeof(T));
+    std::memset(b.of_values, 0, chunk.count * b.grad.stride * sizeof(T));
     for (int64_t j = 0; j < readers.count; ++j) {
       const int64_t group = readers.group[j], stacked = job.stacked(group);
       for (int64_t at = 0; at < stacked; at += kPanel<T>) {
         b.set(group, task.kv_head, at, smaller(at + kPanel<T>, stacked));
-        b.take(chunk);
-        add_over_queries(b.panel, b.weights, b.grad, chunk.count, of_values);
-        add_over_queries(b.panel, b.scores, b.q, chunk.count, of_keys);
+        b.take();
+        add_over_queries(b.panel, b.weights, b.grad, chunk.count, b.of_values);
+        add_over_queries(b.panel, b.scores, b.q, chunk.count, b.of_keys);
         if (!and_queries) continue;
-        std::memset(of_queries, 0, kPanel<T> * b.q.stride * sizeof(T));
-        add_over_keys(b.panel, b.scores, chunk.k, chunk.count, of_queries);
-        b.write_queries(of_queries, begin > task.begin);
+        std::memset(b.of_queries, 0, kPanel<T> * b.q.stride * sizeof(T));
+        add_over_keys(b.panel, b.scores, chunk.k, chunk.count, b.of_queries);
+        b.write_queries(begin > task.begin);
       }
     }
     for (int64_t k = 0; k < chunk.count; ++k) {
       const int64_t row = job.keys.row(first + begin + k);
       T *const to_k = job.grad_k.at(row, task.kv_head), *const to_v = job.grad_v.at(row, task.kv_head);
-      for (int64_t d = 0; d < job.dim; ++d) to_k[d] = job.scale * of_keys[k * b.q.stride + d];
-      std::memcpy(to_v, of_values + k * b.grad.stride, job.value_dim * sizeof(T));
+      for (int64_t d = 0; d < job.dim; ++d) to_k[d] = job.scale * b.of_keys[k * b.q.stride + d];
+      std::memcpy(to_v, b.of_values + k * b.grad.stride, job.value_dim * sizeof(T));
     }
   }
-  delete[] of_queries;
-  delete[] of_keys;
-  delete[] of_values;
 }
 
 constexpr AttentionKernels kKernels = {
-    {forward<float>, query_gradient<float>, key_gradient<float>},
-    {forward<double>, query_gradient<double>, key_gradient<double>},
+    {scratch_bytes<float>, forward<float>, query_gradient<float>, key_gradient<float>},
+    {scratch_bytes<double>, forward<double>, query_gradient<double>, key_gradient<double>},
 };
 
 }  // namespace

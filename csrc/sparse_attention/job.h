@@ -5,13 +5,16 @@
 
 namespace cvc::sparse_attention {
 
+// Members that are not inlined would be merged with their twins of another instruction set.
+#define CVC_INLINE [[gnu::always_inline]]
+
 // [rows, heads, features], features adjacent.
 template <class T>
 struct Rows {
   T* data = nullptr;
   int64_t row_stride = 0, head_stride = 0;
 
-  T* at(int64_t row, int64_t head) const { return data + row * row_stride + head * head_stride; }
+  CVC_INLINE T* at(int64_t row, int64_t head) const { return data + row * row_stride + head * head_stride; }
 };
 
 // Positions [offsets[g], offsets[g + 1]) of group g; a position's row is rows[position], or itself.
@@ -20,9 +23,9 @@ struct Ranges {
   const int64_t* rows;  // or null
   int64_t count;
 
-  int64_t begin(int64_t i) const { return offsets[i]; }
-  int64_t size(int64_t i) const { return offsets[i + 1] - offsets[i]; }
-  int64_t row(int64_t position) const { return rows ? rows[position] : position; }
+  CVC_INLINE int64_t begin(int64_t i) const { return offsets[i]; }
+  CVC_INLINE int64_t size(int64_t i) const { return offsets[i + 1] - offsets[i]; }
+  CVC_INLINE int64_t row(int64_t position) const { return rows ? rows[position] : position; }
 };
 
 template <class T>
@@ -42,9 +45,9 @@ struct Job {
   const T* grad_lse;  // like lse, or null
   Rows<T> grad_q, grad_k, grad_v;
 
-  int64_t heads() const { return kv_heads * share; }
+  CVC_INLINE int64_t heads() const { return kv_heads * share; }
   // A group's queries under the heads that share one of the keys', head fastest.
-  int64_t stacked(int64_t group) const { return queries.size(group) * share; }
+  CVC_INLINE int64_t stacked(int64_t group) const { return queries.size(group) * share; }
 };
 
 // Stacked queries [begin, end) of a group, or keys [begin, end) of a block; of one head of the keys.
@@ -60,13 +63,16 @@ struct Readers {
 
 template <class T>
 struct Kernels {
+  // What each of the others needs.
+  int64_t (*scratch_bytes)(const Job<T>& job);
   // out and lse of stacked queries.
-  void (*forward)(const Job<T>& job, const Task& task);
+  void (*forward)(const Job<T>& job, const Task& task, unsigned char* scratch);
   // grad_q of stacked queries.
-  void (*query_gradient)(const Job<T>& job, const Task& task);
+  void (*query_gradient)(const Job<T>& job, const Task& task, unsigned char* scratch);
   // grad_k and grad_v of keys; with `and_queries` their share of grad_q is added, which must be nobody else's
   // meanwhile.
-  void (*key_gradient)(const Job<T>& job, const Task& task, const Readers& readers, bool and_queries);
+  void (*key_gradient)(const Job<T>& job, const Task& task, const Readers& readers, bool and_queries,
+                       unsigned char* scratch);
 };
 
 struct AttentionKernels {
@@ -77,5 +83,7 @@ struct AttentionKernels {
 const AttentionKernels& attention_kernels_baseline();
 const AttentionKernels& attention_kernels_avx2();
 const AttentionKernels& attention_kernels_avx512();
+
+#undef CVC_INLINE
 
 }  // namespace cvc::sparse_attention
