@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t> voxel_unique(Tensor coords) 
          first = new_rows(coords, count);
   if (plan.found.faults == 0)
     emit_distinct(exec, plan, n, coords_in(distinct), rows_in(inverse), nullptr, rows_in(counts), rows_in(first));
-  return {distinct, inverse, counts, first, plan.found.faults};
+  return {distinct, inverse, counts, first, static_cast<int64_t>(plan.found.faults)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_union(Tensor a, Tensor b) {
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_union(Tensor a, Tensor b) {
          index_b = new_rows(a, nb);
   if (plan.found.faults == 0)
     emit_distinct(exec, plan, na, coords_in(coords), rows_in(index_a), rows_in(index_b), nullptr, nullptr);
-  return {coords, index_a, index_b, plan.found.faults};
+  return {coords, index_a, index_b, static_cast<int64_t>(plan.found.faults)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, int64_t> select(const Tensor& a, const Tensor& b, bool in_b, bool assume_unique) {
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> select(const Tensor& a, const Tensor
   Tensor coords = new_coords(a, count), index_a = new_rows(a, count), index_b = new_rows(a, in_b ? count : 0);
   if (plan.found.faults == 0)
     emit_select(exec, plan, coords_in(coords), rows_in(index_a), in_b ? rows_in(index_b) : nullptr);
-  return {coords, index_a, index_b, plan.found.faults};
+  return {coords, index_a, index_b, static_cast<int64_t>(plan.found.faults)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_intersection(Tensor a, Tensor b, bool assume_unique) {

@@ -23,7 +23,8 @@ struct SortedKeys {
 
 // What a pipeline reads back, in one go.
 struct Found {
-  int64_t count, faults;
+  int64_t count;
+  atomic64 faults;
 };
 
 // The order's key of voxel c: any 64-bit integer but kNoVoxel, which is less than 2^15 (2^16 + block - 1)^3.
@@ -60,8 +61,7 @@ SortedKeys sort_voxels(Exec& exec, const int32_t* coords, int64_t n) {
 
 CVC_HD inline bool is_head(const SortedKeys& s, int64_t i) { return i == 0 || s.keys[i] != s.keys[i - 1]; }
 
-// The first place whose key is not less, which is that of its lowest row; -1 when the key is not there.
-CVC_HD inline int64_t place_of(const SortedKeys& s, uint64_t key) {
+CVC_HD inline int64_t first_not_less(const SortedKeys& s, uint64_t key) {
   int64_t begin = 0, end = s.size;
   while (begin < end) {
     const int64_t middle = begin + (end - begin) / 2;
@@ -71,13 +71,18 @@ CVC_HD inline int64_t place_of(const SortedKeys& s, uint64_t key) {
       end = middle;
     }
   }
-  return begin < s.size && s.keys[begin] == key && key != kNoVoxel ? begin : -1;
+  return begin;
+}
+
+// The first place of a key, which is that of its lowest row; -1 when the key is not there.
+CVC_HD inline int64_t place_of(const SortedKeys& s, uint64_t key) {
+  const int64_t place = first_not_less(s, key);
+  return place < s.size && s.keys[place] == key && key != kNoVoxel ? place : -1;
 }
 
 // ORs what is wrong with a set into the result; `twice` is 0 where rows may repeat.
 template <class Exec>
 void find_faults(Exec& exec, SortedKeys s, int64_t outside, int64_t twice, Found* found) {
-  atomic64* const faults = reinterpret_cast<atomic64*>(&found->faults);
   exec.for_each(s.size, [=] CVC_HD(int64_t i) {
     int64_t bits = 0;
     if (s.keys[i] == kNoVoxel) {
@@ -85,7 +90,7 @@ void find_faults(Exec& exec, SortedKeys s, int64_t outside, int64_t twice, Found
     } else if (!is_head(s, i)) {
       bits = twice;
     }
-    if (bits != 0) atomic_or(faults, static_cast<atomic64>(bits));
+    if (bits != 0) atomic_or(&found->faults, static_cast<atomic64>(bits));
   });
 }
 
@@ -114,23 +119,36 @@ struct DistinctPlan {
   Found found;
 };
 
+namespace detail {
+
+// key(i, &fault) gives the key of row i, and what is wrong with it.
+template <class Exec, class Key>
+DistinctPlan plan_keys(Exec& exec, int64_t n, Key key) {
+  uint64_t* const keys = exec.template alloc<uint64_t>(n);
+  Found* const found = new_found(exec);
+  exec.for_each(n, [=] CVC_HD(int64_t i) {
+    int64_t fault = 0;
+    keys[i] = key(i, &fault);
+    if (fault != 0) atomic_or(&found->faults, static_cast<atomic64>(fault));
+  });
+  DistinctPlan plan{sort_keys(exec, keys, n), exec.template alloc<int64_t>(n + 1), {}};
+  const SortedKeys sorted = plan.sorted;
+  int64_t* const first = plan.first;
+  exec.for_each(n + 1, [=] CVC_HD(int64_t i) { first[i] = i < n && is_head(sorted, i); });
+  plan.found = number(exec, first, n, found);
+  return plan;
+}
+
+}  // namespace detail
+
 // Of the rows of a and, after them, those of b (null: none).
 template <class Exec>
 DistinctPlan plan_distinct(Exec& exec, const int32_t* a, int64_t na, const int32_t* b, int64_t nb) {
-  const int64_t n = na + nb;
-  uint64_t* const keys = exec.template alloc<uint64_t>(n);
-  Found* const found = detail::new_found(exec);
-  atomic64* const faults = reinterpret_cast<atomic64*>(&found->faults);
-  exec.for_each(n, [=] CVC_HD(int64_t i) {
-    keys[i] = key_or_none(i < na ? a + 4 * i : b + 4 * (i - na));
-    if (keys[i] == kNoVoxel) atomic_or(faults, static_cast<atomic64>(i < na ? kOutOfRange : kOutOfRangeSecond));
+  return detail::plan_keys(exec, na + nb, [=] CVC_HD(int64_t i, int64_t* fault) {
+    const uint64_t key = key_or_none(i < na ? a + 4 * i : b + 4 * (i - na));
+    if (key == kNoVoxel) *fault = i < na ? kOutOfRange : kOutOfRangeSecond;
+    return key;
   });
-  DistinctPlan plan{detail::sort_keys(exec, keys, n), exec.template alloc<int64_t>(n + 1), {}};
-  const SortedKeys sorted = plan.sorted;
-  int64_t* const first = plan.first;
-  exec.for_each(n + 1, [=] CVC_HD(int64_t i) { first[i] = i < n && detail::is_head(sorted, i); });
-  plan.found = detail::number(exec, first, n, found);
-  return plan;
 }
 
 // Writes the distinct voxels and where every row is; counts and lowest rows unless null.

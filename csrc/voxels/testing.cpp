@@ -97,7 +97,10 @@ Coords decode(Rows codes, bool hilbert) {
 
 }  // namespace
 
+void bind_voxels_resample(py::module_& m);
+
 void bind_voxels(py::module_& m) {
+  bind_voxels_resample(m);
   m.def("voxel_unique_pipeline", &unique);
   m.def("voxel_union_pipeline", &unite);
   m.def("voxel_intersection_pipeline",

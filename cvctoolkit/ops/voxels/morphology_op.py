@@ -37,7 +37,7 @@ class VoxelCut(NamedTuple):
 
 
 def _dilate_native(coords: Tensor, kernel: Tensor, shape: list[int]) -> Tensor:
-    out, faults = _native.voxel_dilate(coords, kernel, *shape)
+    out, faults = _native.voxel_dilate(coords, kernel.to(coords.device), *shape)
     raise_faults("voxel_dilate", faults, "coords")
     return out
 
