@@ -42,7 +42,7 @@ test: build
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/test_contract.py tests/test_epipolar_triton.py -k triton
 
-PEERS := open3d fcpw libigl numba pandas polars pymeshlab vtk warp-lang
+PEERS := open3d fcpw libigl numba pandas polars pymeshlab spconv vtk warp-lang
 bench: build
 	@for peer in $(PEERS); do $(PIP) install -c constraints.txt $$peer \
 	    || echo "$$peer is not available for this Python: its rows will be missing"; done

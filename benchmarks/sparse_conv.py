@@ -23,6 +23,10 @@ def sphere(voxels: int, device: str = "cpu") -> torch.Tensor:
 
 
 def _equal_maps(found, truth) -> str:
+    if isinstance(found, tuple):
+        from benchmarks.peers import spconv_native
+
+        found = spconv_native.to_map(*found)
     different = int((found != truth).sum())
     return f"{different} of {truth.numel()} entries differ" if different else ""
 
@@ -65,6 +69,10 @@ def _maps(voxels: int):
                 run = lambda: torch.from_numpy(numba_neighbors.submanifold_map(keys.numpy(), shifts.numpy()))  # noqa: E731
                 run()  # compiles
                 contestants.append(Contestant("numba merge, 1 thread", run, package="numba"))
+            if find_spec("spconv"):
+                from benchmarks.peers import spconv_native
+
+                contestants.append(Contestant("spconv", spconv_native.Pairs(coords).find, package="spconv"))
         return Prepared(contestants, _equal_maps, floor_bytes=(16 + 4 * 27) * len(coords), items=len)
 
     return prepare
@@ -104,9 +112,17 @@ def _conv(voxels: int, channels: int, *, backward: bool):
                     torch.mm(y, w.T)
                     torch.mm(x.T, y)
 
+        others = []
+        if device == "cpu" and not backward and find_spec("spconv"):
+            from benchmarks.peers import spconv_native
+
+            by_spconv = spconv_native.Pairs(coords).convolution(weight, feats)
+            others.append(Contestant("spconv, pairs found before, 1 thread", by_spconv, package="spconv"))
+
         run = lambda device: lambda: step(ops.sparse_conv3d(feats, weight, None, index))  # noqa: E731
         return Prepared(
             [
+                *others,
                 Contestant("torch gather, mm, index_add", gather_mm_scatter, package="torch", truth=True),
                 Contestant("27 torch.mm alone, rows gathered before", only_products, package="torch"),
                 *ours(run, settings, on_cpu_too=False),
