@@ -3,6 +3,7 @@
 ``from cvctoolkit.nn import sparse as sp`` stands in for their ``modules.sparse``.
 """
 
+from cvctoolkit.nn.sparse.attention import SparseMultiHeadRMSNorm, SparseWindowAttention, SpatialSparseAttention
 from cvctoolkit.nn.sparse.conv import SparseConv3d, SparseInverseConv3d
 from cvctoolkit.nn.sparse.layers import (
     SparseActivation,
@@ -35,11 +36,14 @@ __all__ = [
     "SparseLayerNorm",
     "SparseLayerNorm32",
     "SparseLinear",
+    "SparseMultiHeadRMSNorm",
     "SparseReLU",
     "SparseSiLU",
     "SparseSubdivide",
     "SparseTensor",
     "SparseUpsample",
+    "SparseWindowAttention",
+    "SpatialSparseAttention",
     "sparse_batch_broadcast",
     "sparse_batch_op",
     "sparse_cat",
