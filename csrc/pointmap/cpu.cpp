@@ -2,11 +2,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common/buffer.h"
@@ -99,6 +101,27 @@ int64_t run_end(const uint8_t* bytes, int64_t j, int64_t end, uint8_t value) {
   return j;
 }
 
+// How many bytes are odd: sums of bytes would widen on the way.
+int32_t count_ones(const uint8_t* bytes, int64_t n) {
+  constexpr uint64_t kOnes = 0x0101010101010101u;
+  int32_t count = 0;
+  int64_t j = 0;
+  for (uint64_t word; j + 8 <= n; j += 8) {
+    std::memcpy(&word, bytes + j, 8);
+    count += std::popcount(word & kOnes);
+  }
+  for (; j < n; ++j) count += bytes[j] & 1;
+  return count;
+}
+
+// The codes of a row of n quads, 15 for a full one and else 0.
+void full_quads(const uint8_t* top, const uint8_t* bottom, int64_t n, uint8_t* __restrict code) {
+  for (int64_t j = 0; j < n; ++j) {
+    const uint8_t full = top[j] & top[j + 1] & bottom[j] & bottom[j + 1];
+    code[j] = full ? 15 : 0;
+  }
+}
+
 // Quad codes and triangle counts of every row of quads. A map of H rows has H - 1 rows of quads; row H - 1 of each map
 // stays empty, so that quad rows and pixel rows share one numbering over the batch.
 struct Quads {
@@ -107,7 +130,7 @@ struct Quads {
     torch::stable::parallel_for(0, batch * height, kRowsPerTask, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         if (row % height == height - 1) continue;
-        uint8_t* c = storage.data() + row * stride + 1;
+        uint8_t* const c = storage.data() + row * stride + 1;
         const uint8_t *top = mask + row * width, *bottom = top + width;
         int32_t triangles = 0;
         if (corner_triangles) {
@@ -117,11 +140,8 @@ struct Quads {
             triangles += quad_triangles(q, true);
           }
         } else {
-          for (int64_t j = 0; j + 1 < width; ++j) {
-            const uint8_t full = top[j] & top[j + 1] & bottom[j] & bottom[j + 1];
-            c[j] = static_cast<uint8_t>(full * 15);
-            triangles += 2 * full;
-          }
+          full_quads(top, bottom, width - 1, c);
+          triangles = 2 * count_ones(c, width - 1);
         }
         first_face[row + 1] = triangles;
       }
@@ -200,9 +220,16 @@ Tensor pointmap_faces(Tensor mask, bool paper, bool corner_triangles) {
 
 template <class T>
 bool all_finite(const T* x, int64_t n) {
-  bool bad = false;
-  for (int64_t i = 0; i < n; ++i) bad |= !(std::abs(x[i]) <= std::numeric_limits<T>::max());
-  return !bad;
+  // By their bits, integers compare in every instruction set: what is not finite is not below infinity.
+  using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  const Bits infinity = std::bit_cast<Bits>(std::numeric_limits<T>::infinity());
+  Bits bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    Bits bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    bad |= infinity - 1 - (bits & std::numeric_limits<Bits>::max());  // negative
+  }
+  return bad >= 0;
 }
 
 // A pixel is valid when the mask says so and its point is finite.
@@ -223,12 +250,8 @@ void valid_row(const T* xyz, const bool* mask, int64_t width, uint8_t* valid) {
 // Writes 1 for every pixel of a row that a triangle touches, 0 elsewhere; returns how many. `above` and `here` are the
 // codes of the quad rows over and under the pixel row.
 int64_t used_pixels(const uint8_t* above, const uint8_t* here, int64_t width, uint8_t* used) {
-  int32_t count = 0;
-  for (int64_t j = 0; j < width; ++j) {
-    used[j] = (here[j] | here[j - 1] >> 1 | above[j] >> 2 | above[j - 1] >> 3) & 1;
-    count += used[j];
-  }
-  return count;
+  for (int64_t j = 0; j < width; ++j) used[j] = (here[j] | here[j - 1] >> 1 | above[j] >> 2 | above[j - 1] >> 3) & 1;
+  return count_ones(used, width);
 }
 
 // Calls run(begin, end) for every run of used pixels.
