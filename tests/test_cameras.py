@@ -141,15 +141,21 @@ class TestConverters:
         assert torch.allclose(origins[0, :, 0], expected) and torch.allclose(origins[:, 0, 1], expected)
         assert torch.equal(directions[..., 2], torch.ones(8, 8, dtype=torch.float64))
 
-    def test_kornia(self):
+    @pytest.mark.parametrize("depth_type", ["z", "ray"])
+    def test_kornia(self, depth_type):
         """kornia's pixels have integer centres: adding ½ to the principal point turns its K into ours."""
-        _, Ks, _ = scene(3)
-        point = torch.tensor([[0.2, -0.1, 2.0]], dtype=torch.float64)
-        homogeneous = (Ks[0] @ point.mT).mT
-        kornia = homogeneous[:, :2] / homogeneous[:, 2:]
-        K = Ks[0].clone()
-        K[:2, 2] += 0.5
-        assert torch.allclose(project_points(point, K).uv, kornia + 0.5)
+        kornia = pytest.importorskip("kornia.geometry")
+        depth, Ks, _ = scene(3)
+        Ks[:, 0, 1] = 0  # kornia has no skew
+        shifted = Ks.clone()
+        shifted[:, :2, 2] += 0.5
+        points = unproject_depth(depth, shifted, torch.eye(4).double().expand(2, 4, 4), depth_type=depth_type)
+        expected = kornia.depth.depth_to_3d_v2(depth, Ks, normalize_points=depth_type == "ray")
+        assert torch.allclose(points, expected, atol=1e-6)  # kornia's grid of pixels is float32
+        for b in range(2):
+            flat = points[b].flatten(0, 1)
+            uv = kornia.camera.project_points(flat, Ks[b].expand(len(flat), 3, 3))
+            assert torch.allclose(project_points(flat, shifted[b]).uv, uv + 0.5)
 
 
 def test_geometry_is_not_rounded_by_autocast():

@@ -223,6 +223,10 @@ def test_wrong_arguments_are_named():
         (dict(weight=kwargs["weight"][:, :1]), "weight must have shape"),
         (dict(query_bias=torch.zeros(3).double()), "query_bias belongs to query_weight"),
         (dict(channel_block=0), "channel_block"),
+        (dict(scale=math.nan), "scale must be finite"),
+        (dict(num_samples=0), "num_samples must be >= 1"),
+        (dict(depth=kwargs["depth"][0]), "depth must have shape"),
+        ({k: kwargs[k][:, :1] for k in ("query", "features", "depth", "Ks", "viewmats")}, "needs at least 2 views"),
         (dict(query=kwargs["query"][:, :1]), "query must hold"),
         (dict(out_weight=torch.zeros(4, 99).double()), "out_weight"),
     ):
