@@ -21,6 +21,7 @@ from cvctoolkit.ops import (
 )
 from cvctoolkit.ops.sparse_conv.maps_op import invert
 from cvctoolkit.ops.sparse_conv.samples import cells
+from tests.native import native_module
 
 F = torch.nn.functional
 BACKENDS = ["native", "reference"]
@@ -202,6 +203,9 @@ def test_native_maps_equal_the_reference(kernel, stride, dilation, transposed, c
     geometry = dict(stride=stride, dilation=dilation, transposed=transposed, out_coords=out)
     native, exact = (neighbor_map(coords, kernel, **geometry, backend=b).map for b in BACKENDS)
     assert torch.equal(native, exact)
+    sizes = kernel, stride, dilation, [d * (k - 1) // 2 for k, d in zip(kernel, dilation)], transposed
+    on_device = native_module().neighbor_map_pipeline(coords.numpy(), out.numpy(), *sizes)  # run on the host
+    assert torch.equal(torch.from_numpy(on_device), exact)
     assert torch.equal(invert(native, len(coords), backend="native"), invert(native, len(coords), backend="reference"))
 
 

@@ -1,6 +1,8 @@
 // Which input voxel an output voxel sees through an offset of the kernel.
 #pragma once
 
+#include <vector>
+
 #include "common/hd.h"
 #include "voxels/keys.h"
 
@@ -35,6 +37,15 @@ struct Geometry {
 
   CVC_HD int64_t offsets() const { return axis[0].kernel * axis[1].kernel * axis[2].kernel; }
 };
+
+inline Geometry geometry_of(const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
+                            const std::vector<int64_t>& dilation, const std::vector<int64_t>& padding,
+                            bool transposed) {
+  Geometry g{};
+  for (int i = 0; i < 3; ++i) g.axis[i] = {kernel[i], stride[i], dilation[i], padding[i]};
+  g.transposed = transposed;
+  return g;
+}
 
 CVC_HD inline uint64_t make_key(int64_t batch, int64_t x, int64_t y, int64_t z) {
   return static_cast<uint64_t>(((batch << 16 | x) << 16 | y) << 16 | z);

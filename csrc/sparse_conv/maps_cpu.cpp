@@ -21,14 +21,6 @@ using voxels::Ascending;
 
 constexpr int64_t kRowsPerTask = 1024;
 
-Geometry geometry_of(const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
-                     const std::vector<int64_t>& dilation, const std::vector<int64_t>& padding, bool transposed) {
-  Geometry g{};
-  for (int i = 0; i < 3; ++i) g.axis[i] = {kernel[i], stride[i], dilation[i], padding[i]};
-  g.transposed = transposed;
-  return g;
-}
-
 // Returns the map and the faults of the sets; with faults the map is not filled.
 std::tuple<Tensor, int64_t> neighbor_map(Tensor coords, Tensor out_coords, std::vector<int64_t> kernel,
                                          std::vector<int64_t> stride, std::vector<int64_t> dilation,

@@ -235,7 +235,7 @@ def neighbor_map(
             padding=pads,
             transposed=transposed,
             spatial_shape=extent,
-            backend=backend,
+            backend=None if backend == "native" else backend,  # on CUDA there is no native one
         )
     found = _neighbor_map(coords, out_coords, *geometry, bool(transposed), backend=backend)
     return NeighborMap(found, out_coords)
