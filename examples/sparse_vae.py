@@ -1,11 +1,11 @@
 """A sparse variational autoencoder overfits a handful of thin shells: ``python examples/sparse_vae.py --out folder``.
 
-The data are thin signed distances on a sparse 64³ grid, made by the toolkit's own operators: of closed surfaces
+The data are thin signed distances on a sparse 48³ grid, made by the toolkit's own operators: of closed surfaces
 (`marching_cubes` of a formula, then `narrow_band_udf` and `udf_to_thin_sdf`) and of a point map that sees one side
-(`thin_sdf_from_pointmap`). The encoder convolves and pools twice; the decoder starts from a few latent numbers per
-voxel of the 16³ grid, decides which children every voxel has, and ends with a distance for each. When it reconstructs,
-voxels and distances are its own. Prints the loss and the intersection over union of what is inside, and draws the
-shells and the loss.
+(`thin_sdf_from_pointmap`). The encoder convolves and pools twice and attends within windows; the decoder starts from a
+few latent numbers per voxel of the 12³ grid, decides which children every voxel has, and ends with a distance for each.
+When it reconstructs, voxels and distances are its own. Prints the loss and the intersection over union of what is
+inside, and draws the shells and the loss.
 """
 
 from __future__ import annotations
@@ -95,6 +95,19 @@ class ResBlock(nn.Module):
         return self.layers(x) + self.skip(x)
 
 
+class Attention(nn.Module):
+    """Attention within windows of 4³ voxels around what stays."""
+
+    def __init__(self, channels: int, shift: int) -> None:
+        super().__init__()
+        self.norm = sp.SparseLayerNorm(channels)
+        self.attention = sp.SparseWindowAttention(channels, 4, window_size=4, shift_window=shift)
+
+    def forward(self, x: sp.SparseTensor) -> sp.SparseTensor:
+        """The sum of both."""
+        return x + self.attention(self.norm(x))
+
+
 class Encoder(nn.Module):
     """Distances → mean and logarithmic variance on the coarse grid."""
 
@@ -104,7 +117,7 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList([
             nn.Sequential(sp.SparseLinear(1, a), ResBlock(a, a)),
             nn.Sequential(sp.SparseDownsample(2, include_self=False), ResBlock(a, b)),
-            nn.Sequential(sp.SparseDownsample(2, include_self=False), ResBlock(b, c)),
+            nn.Sequential(sp.SparseDownsample(2, include_self=False), ResBlock(b, c), Attention(c, 0)),
         ])  # fmt: skip
         self.head = nn.Sequential(sp.SparseGroupNorm(4, c), sp.SparseSiLU(), sp.SparseLinear(c, 2 * LATENT))
 
@@ -123,7 +136,7 @@ class Decoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         a, b, c = CHANNELS
-        self.start = nn.Sequential(sp.SparseLinear(LATENT, c), ResBlock(c, c))
+        self.start = nn.Sequential(sp.SparseLinear(LATENT, c), Attention(c, 2), ResBlock(c, c))
         self.splits = nn.ModuleList([sp.SparseLinear(c, 8), sp.SparseLinear(b, 8)])
         self.blocks = nn.ModuleList([ResBlock(c, b), ResBlock(b, a)])
         self.head = nn.Sequential(sp.SparseGroupNorm(4, a), sp.SparseSiLU(), sp.SparseLinear(a, 1))
@@ -253,8 +266,8 @@ def main(argv: list[str] | None = None) -> list[float]:
     """Trains, reconstructs, draws; returns the intersections over unions."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the picture")
-    parser.add_argument("--resolution", type=int, default=64, help="voxels along an axis, a multiple of 4")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--resolution", type=int, default=48, help="voxels along an axis, a multiple of 4")
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--shapes", type=int, default=len(NAMES), help="how many")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)

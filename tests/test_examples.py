@@ -57,3 +57,13 @@ def test_completion_ends_where_its_mode_says(tmp_path):
     assert 0.1 < errors["literal"][-1] < 0.7 * errors["literal"][0]  # short of the target
     assert errors["velocity"][-1] > 0.8 * errors["velocity"][0]  # hardly moved
     assert (tmp_path / "flow.png").exists()
+
+
+def test_a_sparse_autoencoder_learns_a_shell(tmp_path, capsys):
+    pytest.importorskip("matplotlib").use("Agg")
+    example = runpy.run_path(str(EXAMPLES / "sparse_vae.py"))
+    ious = example["main"](["--out", str(tmp_path), "--resolution", "20", "--steps", "40", "--shapes", "1"])
+    assert len(ious) == 1 and ious[0] > 0.6  # of voxels that the decoder itself made
+    first, *_, last = (float(line.split()[3][:-1]) for line in capsys.readouterr().out.splitlines() if "step" in line)
+    assert last < first / 2
+    assert (tmp_path / "sparse_vae.png").exists()

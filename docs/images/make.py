@@ -217,6 +217,14 @@ def draw_flow() -> None:
         shrink(Path(folder) / "flow.png", HERE / "flow.png")
 
 
+def draw_sparse_vae() -> None:
+    """The picture of examples/sparse_vae.py."""
+    example = runpy.run_path(str(HERE.parents[1] / "examples" / "sparse_vae.py"))
+    with tempfile.TemporaryDirectory() as folder:
+        example["main"](["--out", folder])
+        shrink(Path(folder) / "sparse_vae.png", HERE / "sparse_vae.png")
+
+
 def draw_matching() -> None:
     """Two views of one surface with their best matches, and the score as the views drift apart."""
     points = wavy_view(72).points[0]
@@ -260,6 +268,7 @@ DRAWINGS = {
     "distillation": draw_distillation,
     "voxel_orders": draw_voxel_orders,
     "flow": draw_flow,
+    "sparse_vae": draw_sparse_vae,
     "matching": draw_matching,
 }
 
