@@ -1,5 +1,7 @@
 """Sets and orders of voxels: algebra against Python sets and NumPy, order laws, curves, bad input."""
 
+from contextlib import contextmanager, nullcontext
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -111,6 +113,37 @@ def test_a_repeated_row_counts_as_its_lowest_when_asked_to(rows):
         assert only.index_a.tolist() == first
 
 
+@contextmanager
+def words_per_row(most):
+    """How many words of bits the native look-ups may spend on a row: none makes them sort."""
+    limit = torch.ops.cvctoolkit_native.voxel_words_per_row
+    before = limit(most)
+    try:
+        yield
+    finally:
+        limit(before)
+
+
+# Queries need not be voxels, and those out of range may come in order too.
+queries = st.builds(
+    lambda rows, ordered: sorted(rows) if ordered else rows,
+    st.lists(st.tuples(*[st.one_of(st.integers(-1, 4), st.sampled_from([-(2**31), 2**31 - 1, *LARGEST]))] * 4)),
+    st.booleans(),
+)
+
+
+@given(table=arranged, query=st.one_of(arranged, queries), most=st.sampled_from([0, 8, 4096]))
+def test_look_ups_are_those_of_python_with_and_without_bits(table, query, most):
+    with words_per_row(most):
+        found = ops.voxel_lookup(tensor(table), tensor(query), assume_unique=True, backend="native")
+        inside = ops.voxel_isin(tensor(query), tensor(table), backend="native")
+        repeated = len(set(table)) < len(table)
+        with pytest.raises(ValueError, match="distinct") if repeated else nullcontext():
+            ops.voxel_lookup(tensor(table), tensor(query), backend="native")
+    assert found.tolist() == [table.index(q) if q in table else -1 for q in query]
+    assert inside.tolist() == [q in table for q in query]
+
+
 # --- large sets against NumPy ----------------------------------------------------------------------------------------
 
 
@@ -172,6 +205,32 @@ def test_large_sorts_are_those_of_the_reference_for_any_thread_count(kind):
                 torch.set_num_threads(count)
                 found = ops.voxel_sort(coords, order, block_size=size)
                 assert all(torch.equal(x, y) for x, y in zip(found, expected)), f"{order}, {count} threads"
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ordered", [True, False])
+def test_large_look_ups_are_those_of_the_reference_with_and_without_bits(kind, ordered):
+    table = big(kind, 150_000 if kind == "outliers" else 40_000, 6)
+    query = torch.cat([table[::3], table[::2] + torch.tensor([0, 0, -1, 1], dtype=torch.int32), big(kind, 9000, 7)])
+    if ordered:
+        table = ops.voxel_sort(table).coords
+        query = query[torch.from_numpy(np.lexsort(query.numpy().T[::-1]))]
+    distinct = ops.voxel_unique(table)
+    distinct = distinct.coords if ordered else table[distinct.first.sort().values]
+    threads = torch.get_num_threads()
+    for coords in (table, distinct):
+        rows = ops.voxel_lookup(coords, query, assume_unique=True, backend="reference")
+        try:
+            for most in (0, 8, 4096):
+                for count in (1, 3):
+                    torch.set_num_threads(count)
+                    with words_per_row(most):
+                        assert torch.equal(ops.voxel_lookup(coords, query, assume_unique=True), rows), (most, count)
+                        assert torch.equal(ops.voxel_isin(query, coords), rows >= 0), (most, count)
+                        if coords is distinct:
+                            assert torch.equal(ops.voxel_lookup(coords, query), rows), (most, count)
         finally:
             torch.set_num_threads(threads)
 

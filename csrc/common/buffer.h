@@ -29,6 +29,13 @@ inline void advise_huge_pages(void* p, size_t bytes) {
 #endif
 }
 
+#if defined(__linux__)
+// At least so many bytes, in whole huge pages; `bytes` becomes how many there are. Null when the system has none left.
+// Some of what is given is kept for the next who takes (buffer.cpp).
+void* take_pages(size_t& bytes);
+void give_pages(void* p, size_t bytes);
+#endif
+
 // A move-only array of trivial elements. Throws std::bad_alloc.
 template <class T>
 class Buffer {
@@ -57,17 +64,13 @@ class Buffer {
   T& operator[](int64_t i) const { return data_[i]; }
 
  private:
-  // Large blocks bypass malloc, which would keep them for later once it has seen one.
+  // Large blocks bypass malloc, which knows nothing of huge pages.
 #if defined(__linux__)
   bool is_mapped() const { return bytes_ >= kHugePage; }
-  void map() {
-    void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    data_ = p == MAP_FAILED ? nullptr : static_cast<T*>(p);
-    if (data_) advise_huge_pages(data_, bytes_);
-  }
+  void map() { data_ = static_cast<T*>(take_pages(bytes_)); }
   void release() {
     if (data_ && is_mapped()) {
-      munmap(static_cast<void*>(data_), bytes_);
+      give_pages(static_cast<void*>(data_), bytes_);
     } else {
       std::free(data_);
     }

@@ -15,7 +15,7 @@ struct Scan {
   uint64_t lowest = ~uint64_t{0}, highest = 0;  // fields of keys: of every column on its own
 };
 
-// Scans rows [begin, end) of which row `begin` is compared with the one before it; writes their keys.
+// Scans rows [begin, end) of which row `begin` is compared with the one before it; writes their keys unless null.
 inline Scan scan_rows(const int32_t* coords, int64_t begin, int64_t end, uint64_t* keys) {
   typedef int32_t Row __attribute__((vector_size(16)));
   Row lowest = {INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX}, highest = {INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN};
@@ -32,9 +32,10 @@ inline Scan scan_rows(const int32_t* coords, int64_t begin, int64_t end, uint64_
     const bool less = key < before;  // without a branch: in random order it would be guessed wrong every other time
     scan.descents += less;
     scan.descent = less ? i : scan.descent;
-    keys[i] = before = key;
+    if (keys) keys[i] = key;
+    before = key;
   }
-  if (begin == 0 && end > 0) equal -= keys[0] == 0;  // compared with nothing
+  if (begin == 0 && end > 0) equal -= key_of(coords) == 0;  // compared with nothing
   scan.distinct = equal == 0;
   scan.ascending = scan.descents == 0;
   for (int k = 0; k < 4; ++k)

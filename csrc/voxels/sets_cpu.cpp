@@ -1,10 +1,12 @@
-// Set algebra of voxels on the CPU: one pass over what is given, a sort of what is not in order, then merges.
+// Set algebra of voxels on the CPU: one pass over what is given, then bits of the box that it fills, or, where that box
+// is large, a sort of what is not in order, and merges.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <tuple>
 
+#include "voxels/cells.h"
 #include "voxels/lookup.h"
 
 namespace cvc::voxels {
@@ -226,23 +228,86 @@ std::tuple<Tensor, Tensor, int64_t> voxel_difference(Tensor a, Tensor b, bool as
 
 // --- membership and lookup -------------------------------------------------------------------------------------------
 
+// Whether bits suit look-ups of so many queries: of few in many, a search needs to see little of the table.
+bool suits_queries(const Box& box, int64_t table, int64_t queries) {
+  return queries > table / 16 && box.suits(table + queries);
+}
+
 std::tuple<Tensor, int64_t> voxel_isin(Tensor a, Tensor b) {
-  Rows rows(b);
-  Tensor found = new_tensor(a, {a.size(0)}, ScalarType::Bool);
-  if (rows.faults()) return {found, kOutOfRangeSecond};
+  const int64_t na = a.size(0), nb = b.size(0);
+  const Scan scan = scan_all(coords_of(b), nb, nullptr);
+  Tensor found = new_tensor(a, {na}, ScalarType::Bool);
+  if (!scan.in_range) return {found, kOutOfRangeSecond};
   bool* const out = data_of<bool>(found);
+  const Box box(scan);
+  if (nb > 0 && suits_queries(box, nb, na)) {
+    const Ranges ranges(box, na + nb);
+    const RowsByRange<> table(coords_of(b), nb, scan.ascending, box, ranges);
+    const RowsByRange queries(coords_of(a), na, in_order(coords_of(a), na), box, ranges,
+                              [=](int64_t row) { out[row] = false; });
+    for_each_task(
+        ranges.count, [&] { return Bits(ranges); },
+        [&](int64_t range, Bits& bits) {
+          bits.start(range);
+          table(range, [&](uint64_t cell, int64_t) { bits.set(cell); });
+          queries(range, [&](uint64_t cell, int64_t row) { out[row] = bits.has(cell); });
+        });
+    return {found, 0};
+  }
+  Rows rows(b);
   with_tables(rows.keys, Layout(rows.scan[0]), {{0, rows.size, rows.scan[0].ascending}}, [&](const auto& table) {
     look_up(table, rows.scan[0], coords_of(a), a.size(0), [&](int64_t i, int64_t place) { out[i] = place >= 0; });
   });
   return {found, 0};
 }
 
+// Looks up every query in the bits of a table; returns the faults.
+int64_t look_up(const Box& box, const Tensor& coords, const Scan& scan, const Tensor& query, bool assume_unique,
+                int64_t* out) {
+  const int64_t n = coords.size(0), m = query.size(0);
+  const Ranges ranges(box, n + m);
+  const RowsByRange<> table(coords_of(coords), n, scan.ascending, box, ranges);
+  const RowsByRange queries(coords_of(query), m, in_order(coords_of(query), m), box, ranges,
+                            [=](int64_t row) { out[row] = -1; });
+  const bool numbered = scan.ascending && scan.distinct;  // the rank of a voxel is its row
+  std::atomic<bool> repeated{false};
+  const auto make = [&] { return std::make_pair(Bits(ranges), std::vector<uint32_t>()); };
+  for_each_task(ranges.count, make, [&](int64_t range, auto& scratch) {
+    Bits& bits = scratch.first;
+    std::vector<uint32_t>& row_of = scratch.second;
+    bits.start(range);
+    int64_t rows = 0;
+    table(range, [&](uint64_t cell, int64_t) {
+      bits.set(cell);
+      ++rows;
+    });
+    const int64_t size = bits.number();
+    if (numbered) {
+      const int64_t first = table.first_row(range);
+      queries(range, [&](uint64_t cell, int64_t row) { out[row] = bits.has(cell) ? first + bits.rank(cell) : -1; });
+      return;
+    }
+    if (size < rows) repeated.store(true, std::memory_order_relaxed);
+    row_of.resize(max(row_of.size(), static_cast<size_t>(size) + 1));  // one more: the rank of an absent voxel
+    table(range, [&](uint64_t cell, int64_t row) { row_of[bits.rank(cell)] = static_cast<uint32_t>(row); });
+    queries(range, [&](uint64_t cell, int64_t row) {
+      const int64_t there = row_of[bits.rank(cell)];
+      out[row] = bits.has(cell) ? there : -1;
+    });
+  });
+  return (repeated.load() && !assume_unique) * kDuplicate;
+}
+
 std::tuple<Tensor, int64_t> voxel_lookup(Tensor coords, Tensor query, bool assume_unique) {
-  Rows rows(coords);
+  const Scan scan = scan_all(coords_of(coords), coords.size(0), nullptr);
   Tensor found = new_rows(query, query.size(0));
-  int64_t faults = rows.faults();
-  if (faults) return {found, faults};
+  if (!scan.in_range) return {found, kOutOfRange};
   int64_t* const out = data_of<int64_t>(found);
+  const Box box(scan);
+  if (coords.size(0) > 0 && suits_queries(box, coords.size(0), query.size(0)))
+    return {found, look_up(box, coords, scan, query, assume_unique, out)};
+  Rows rows(coords);
+  int64_t faults = 0;
   with_tables(rows.keys, Layout(rows.scan[0]), {{0, rows.size, rows.scan[0].ascending}}, [&](const auto& table) {
     if (!assume_unique && has_duplicates(table)) {
       faults = kDuplicate;
@@ -254,6 +319,9 @@ std::tuple<Tensor, int64_t> voxel_lookup(Tensor coords, Tensor query, bool assum
   return {found, faults};
 }
 
+// Sets how many words of bits there may be for every row; returns what it was. For tests.
+int64_t voxel_words_per_row(int64_t most) { return words_per_row.exchange(most); }
+
 }  // namespace
 }  // namespace cvc::voxels
 
@@ -264,6 +332,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cvctoolkit_native, m) {
   m.def("voxel_intersection(Tensor a, Tensor b, bool assume_unique) -> (Tensor, Tensor, Tensor, int)");
   m.def("voxel_difference(Tensor a, Tensor b, bool assume_unique) -> (Tensor, Tensor, int)");
   m.def("voxel_isin(Tensor a, Tensor b) -> (Tensor, int)");
+  m.def("voxel_words_per_row(int most) -> int");
   m.def("voxel_lookup(Tensor coords, Tensor query, bool assume_unique) -> (Tensor, int)");
 }
 STABLE_TORCH_LIBRARY_IMPL(cvctoolkit_native, CPU, m) {
@@ -273,4 +342,7 @@ STABLE_TORCH_LIBRARY_IMPL(cvctoolkit_native, CPU, m) {
   m.impl("voxel_difference", TORCH_BOX(&cvc::voxels::voxel_difference));
   m.impl("voxel_isin", TORCH_BOX(&cvc::voxels::voxel_isin));
   m.impl("voxel_lookup", TORCH_BOX(&cvc::voxels::voxel_lookup));
+}
+STABLE_TORCH_LIBRARY_IMPL(cvctoolkit_native, CompositeExplicitAutograd, m) {
+  m.impl("voxel_words_per_row", TORCH_BOX(&cvc::voxels::voxel_words_per_row));
 }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <vector>
 
 #include "common/buffer.h"
@@ -21,17 +22,29 @@ struct Chunks {
   int64_t n, count;
 };
 
-// Runs f(task) for every task; a thread that is done takes the next one.
-template <class F>
-void for_each_task(int64_t tasks, const F& f) {
-  if (tasks == 1) f(int64_t{0});
-  if (tasks <= 1) return;
+// Runs f(task, scratch) for every task; a thread that is done takes the next one. Every thread makes its scratch once.
+template <class Make, class F>
+void for_each_task(int64_t tasks, const Make& make, const F& f) {
+  if (tasks <= 0) return;
   std::atomic<int64_t> next{0};
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k)
-      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(task);
-  });
+  const auto work = [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) {
+      auto scratch = make();
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) f(task, scratch);
+    }
+  };
+  if (threads == 1) {
+    work(0, 1);
+  } else {
+    torch::stable::parallel_for(0, threads, 1, work);
+  }
+}
+
+// Runs f(task) for every task.
+template <class F>
+void for_each_task(int64_t tasks, const F& f) {
+  for_each_task(tasks, [] { return nullptr; }, [&](int64_t task, std::nullptr_t) { f(task); });
 }
 
 // Runs f(begin, end) over ranges of [0, n).
