@@ -31,10 +31,37 @@ def _equal_maps(found, truth) -> str:
     return f"{different} of {truth.numel()} entries differ" if different else ""
 
 
+def _reached(voxels: int):
+    def prepare(settings: Settings) -> Prepared:
+        coords = sphere(voxels, settings.device)
+        keys = ops.voxel_keys(coords)
+        shifts = torch.tensor([x * 2**32 + y * 2**16 + z for x, y, z in product((-1, 0, 1), repeat=3)]).to(keys)
+
+        def by_torch() -> torch.Tensor:
+            return torch.unique((keys[:, None] + shifts).flatten())
+
+        def by_numpy() -> torch.Tensor:
+            return torch.from_numpy(np.unique((keys[:, None] + shifts).flatten().numpy()))
+
+        def compare(found, truth) -> str:
+            found = ops.voxel_keys(found) if found.dim() == 2 else found
+            return "" if torch.equal(found, truth) else "other voxels"
+
+        contestants = [
+            Contestant("torch unique", by_torch, package="torch", truth=True),
+            *ours(lambda device: lambda: ops.conv_out_coords(coords, 3), settings, by_isa=False, on_cpu_too=False),
+        ]
+        if settings.device == "cpu":
+            contestants.append(Contestant("numpy unique", by_numpy, package="numpy"))
+        return Prepared(contestants, compare, floor_bytes=16 * len(coords), bytes_per_item=16, items=len)
+
+    return prepare
+
+
 def _close(found, truth) -> str:
     for name, a, b in zip(("out", "grad feats", "grad weight"), found, truth):
         error = ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
-        if not error < 1e-4:
+        if not error < (1e-4 if a.dtype == torch.float32 else 2e-2):
             return f"{name}: relative error {error:.1e}"
     return ""
 
@@ -78,14 +105,14 @@ def _maps(voxels: int):
     return prepare
 
 
-def _conv(voxels: int, channels: int, *, backward: bool):
+def _conv(voxels: int, channels: int, *, backward: bool, dtype: torch.dtype = torch.float32):
     def prepare(settings: Settings) -> Prepared:
         device = settings.device
         coords = sphere(voxels, device)
         index = ops.neighbor_map(coords, 3).map
         g = torch.Generator().manual_seed(0)
-        feats = torch.randn(len(coords), channels, generator=g).to(device).requires_grad_(backward)
-        weight = (torch.randn(channels, channels, 3, 3, 3, generator=g) / (27 * channels) ** 0.5).to(device)
+        feats = torch.randn(len(coords), channels, generator=g).to(device, dtype).requires_grad_(backward)
+        weight = (torch.randn(channels, channels, 3, 3, 3, generator=g) / (27 * channels) ** 0.5).to(device, dtype)
         weight.requires_grad_(backward)
         grad = torch.randn(len(coords), channels, generator=g).to(device)
         columns = index.long().unbind(1)
@@ -96,10 +123,10 @@ def _conv(voxels: int, channels: int, *, backward: bool):
             return (out, *torch.autograd.grad(out, (feats, weight), grad)) if backward else (out,)
 
         def gather_mm_scatter() -> tuple[torch.Tensor, ...]:
-            out = feats.new_zeros(len(coords), channels)
+            out = feats.new_zeros(len(coords), channels, dtype=torch.float32)
             for k, (row, source) in enumerate(zip(rows, sources)):
-                out = out.index_add(0, row, feats[source] @ weight.flatten(2)[..., k].T)
-            return step(out)
+                out = out.index_add(0, row, (feats[source] @ weight.flatten(2)[..., k].T).float())
+            return step(out.to(dtype))
 
         gathered = [feats.detach()[s] for s in sources]
         gathered_grad = [grad[r] for r in rows]
@@ -113,7 +140,7 @@ def _conv(voxels: int, channels: int, *, backward: bool):
                     torch.mm(x.T, y)
 
         others = []
-        if device == "cpu" and not backward and find_spec("spconv"):
+        if device == "cpu" and not backward and dtype == torch.float32 and find_spec("spconv"):
             from benchmarks.peers import spconv_native
 
             by_spconv = spconv_native.Pairs(coords).convolution(weight, feats)
@@ -128,7 +155,7 @@ def _conv(voxels: int, channels: int, *, backward: bool):
                 *ours(run, settings, on_cpu_too=False),
             ],
             lambda found, truth: "products only" if found is None else _close(found, truth),
-            floor_bytes=(4 * 27 + 8 * channels * (3 if backward else 1)) * len(coords),
+            floor_bytes=(4 * 27 + 2 * dtype.itemsize * channels * (3 if backward else 1)) * len(coords),
             items=lambda truth: int((index >= 0).sum()),
         )
 
@@ -137,8 +164,15 @@ def _conv(voxels: int, channels: int, *, backward: bool):
 
 WORKLOADS = [
     Workload("sparse_conv", "neighbour map 3³, 500 k-voxel shell", _maps(500_000)),
+    Workload("sparse_conv", "voxels that 3³ reaches, 500 k-voxel shell", _reached(500_000)),
     Workload("sparse_conv", "submanifold 3³, 64 → 64, 100 k, forward", _conv(100_000, 64, backward=False)),
     Workload("sparse_conv", "submanifold 3³, 64 → 64, 100 k, forward + backward", _conv(100_000, 64, backward=True)),
+    Workload(
+        "sparse_conv",
+        "submanifold 3³, 64 → 64, 100 k, bfloat16, forward",
+        _conv(100_000, 64, backward=False, dtype=torch.bfloat16),
+        quick=False,
+    ),
     Workload(
         "sparse_conv",
         "submanifold 3³, 256 → 256, 20 k, forward",
