@@ -34,6 +34,7 @@ FAMILIES = (
     "voxels",
     "voxels_resample",
     "sparse_conv",
+    "sparse_attention",
     "distillation",
     "flow",
     "matching",

@@ -23,7 +23,7 @@ using voxels::new_tensor;
 // Of a task: stacked queries, and keys where a block is shared out.
 constexpr int64_t kQueries = 256, kKeys = 128;
 // With so many (group, head) pairs each can be one task of the backward pass, and scores are formed once.
-constexpr int64_t kManyGroups = 64;
+constexpr int64_t kManyGroups = 32;
 
 const AttentionKernels& kernels() { return CVC_ISA_PICK(attention_kernels)(); }
 

@@ -220,7 +220,7 @@ def varlen_attention(
         permutation_k: ``[M]``, the same for the keys; only with ``cu_seqlens_k``.
         scale: Factor of the scores; None: 1 / √D.
         return_lse: Whether to return the log-sum-exp of the scores, too; differentiable as well.
-        backend: ``"native"``, ``"triton"``, ``"xformers"``, ``"sdpa"``, ``"reference"``; None picks the fastest.
+        backend: ``"native"``, ``"xformers"``, ``"sdpa"``, ``"reference"``; None picks the fastest.
 
     Returns:
         ``[N, H, Dv]``, or (out, lse); 0 (and −inf) for queries without keys. Summed in float32 at least. Deterministic
@@ -279,7 +279,7 @@ def block_sparse_attention(
         permutation_k: ``[M]``, the same for the keys.
         scale: Factor of the scores; None: 1 / √D.
         return_lse: Whether to return the log-sum-exp of the scores, too.
-        backend: ``"native"``, ``"triton"``, ``"sdpa"``, ``"reference"``; None picks the fastest.
+        backend: ``"native"``, ``"sdpa"``, ``"reference"``; None picks the fastest.
 
     Returns:
         ``[N, H, Dv]``, or (out, lse); 0 (and −inf) for queries without keys. Summed in float32 at least. Deterministic

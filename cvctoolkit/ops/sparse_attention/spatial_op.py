@@ -243,7 +243,7 @@ def spatial_sparse_attention(
             blocks, several times as fast; False: each for itself, as published.
         blocks: What `spatial_blocks` returned for these; None: it is made here.
         scale: Factor of the scores; None: 1 / √D.
-        backend: ``"native"``, ``"triton"``, ``"sdpa"``, ``"reference"``; None picks the fastest, each step its own.
+        backend: ``"native"``, ``"sdpa"``, ``"reference"``; None picks the fastest, each step its own.
 
     Returns:
         ``[N, H, Dv]``, rows as in q. Deterministic on a CPU; the choice of blocks carries no gradient.

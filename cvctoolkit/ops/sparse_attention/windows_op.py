@@ -210,7 +210,7 @@ def window_attention(
         shift: See `window_partition`.
         partition: What `window_partition` returned for these; None: it is made here.
         scale: Factor of the scores; None: 1 / √D.
-        backend: ``"native"``, ``"triton"``, ``"xformers"``, ``"sdpa"``, ``"reference"``; None picks the fastest.
+        backend: ``"native"``, ``"xformers"``, ``"sdpa"``, ``"reference"``; None picks the fastest.
 
     Returns:
         ``[N, H, Dv]``, rows as in q. Deterministic on a CPU.
@@ -251,7 +251,7 @@ def serialized_attention(
         shift: See `serialized_partition`.
         partition: What `serialized_partition` returned for these; None: it is made here.
         scale: Factor of the scores; None: 1 / √D.
-        backend: ``"native"``, ``"triton"``, ``"xformers"``, ``"sdpa"``, ``"reference"``; None picks the fastest.
+        backend: ``"native"``, ``"xformers"``, ``"sdpa"``, ``"reference"``; None picks the fastest.
 
     Returns:
         ``[N, H, Dv]``, rows as in q. Deterministic on a CPU.
