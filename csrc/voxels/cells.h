@@ -74,14 +74,17 @@ class Box {
 
 // Equal parts of a box, of 2^shift words each.
 struct Ranges {
+  // One for few rows: to wake another thread would take longer than to do without.
   Ranges(const Box& box, int64_t rows) {
-    const uint64_t words = box.cells() / 64,
-                   most = std::clamp<uint64_t>(max<uint64_t>(rows >> 11, words >> 15), 1, 2048);
+    const uint64_t words = box.cells() / 64, wanted = max<uint64_t>(rows >> 11, words >> 15);
+    const uint64_t most = rows < kFewRows ? 1 : std::clamp<uint64_t>(wanted, 1, 2048);
     while ((words - 1) >> shift >= most) ++shift;
     count = static_cast<int64_t>((words - 1) >> shift) + 1;
   }
   int64_t of(uint64_t cell) const { return static_cast<int64_t>(cell >> (shift + 6)); }
   uint64_t first_cell(int64_t range) const { return static_cast<uint64_t>(range) << (shift + 6); }
+
+  static constexpr int64_t kFewRows = 1 << 15;
 
   int shift = 0;
   int64_t count;
