@@ -201,6 +201,8 @@ def _run(contestant: Contestant, settings: Settings, loops: int = 1) -> tuple[fl
 
 def _peak_extra(contestant: Contestant, settings: Settings) -> tuple[float, Any, int | None]:
     """One run with the memory that it needed on top of what was there: (seconds, result, bytes)."""
+    from cvctoolkit import _native
+
     if settings.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -209,6 +211,8 @@ def _peak_extra(contestant: Contestant, settings: Settings) -> tuple[float, Any,
         peak = torch.cuda.max_memory_allocated() - before
         return seconds, result, peak or None  # nothing: it ran on the CPU
     gc.collect()
+    if _native.unavailable("cpu") is None:
+        _native.kernels.release_scratch()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
     try:

@@ -218,3 +218,12 @@ class TestCommand:
     def test_as_a_module(self):
         run = subprocess.run([sys.executable, "-m", "cvctoolkit", "--version"], capture_output=True, text=True)
         assert run.returncode == 0 and run.stdout.strip()
+
+
+def test_kept_scratch_memory_is_given_back_when_asked_for():
+    kernels = _native.kernels
+    if _native.unavailable("cpu") is not None or sys.platform != "linux":
+        pytest.skip("needs the native library on Linux")
+    ops.voxel_unique(torch.randint(0, 1 << 12, (1 << 18, 4), dtype=torch.int32))  # needs a few MiB of scratch
+    assert 0 < kernels.release_scratch() <= 64 << 20
+    assert kernels.release_scratch() == 0

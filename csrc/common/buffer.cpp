@@ -73,6 +73,16 @@ void give_pages(void* p, size_t bytes) {
   }
   munmap(p, bytes);
 }
+
+size_t release_kept_pages() {
+  Kept& k = kept();
+  const std::lock_guard<std::mutex> lock(k.mutex);
+  for (const Block& block : k.blocks) munmap(block.p, block.bytes);
+  k.blocks.clear();
+  return std::exchange(k.bytes, 0);
+}
+#else
+size_t release_kept_pages() { return 0; }
 #endif
 
 }  // namespace cvc

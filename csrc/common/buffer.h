@@ -35,6 +35,8 @@ inline void advise_huge_pages(void* p, size_t bytes) {
 void* take_pages(size_t& bytes);
 void give_pages(void* p, size_t bytes);
 #endif
+// Gives the system what is kept; returns how many bytes that were.
+size_t release_kept_pages();
 
 // A move-only array of trivial elements. Throws std::bad_alloc.
 template <class T>
