@@ -19,8 +19,10 @@ from cvctoolkit import ops
 VIEWS, RADIUS, IMAGE = 6, 0.1, 256
 AZIMUTHS = (0, 45, 90, 180, -90, -45)  # front, front right, right, back, left, front left
 # Relative L2 errors, of float32 sums of thousands of products. What comes back through the ReLU differs more, between
-# any two ways to sum: an argument that is rounding error decides whether a gradient passes. (In float64 they agree.)
-TOLERANCE, TOLERANCE_BEHIND_RELU = 2e-5, 2e-3
+# any two ways to sum: an argument that is rounding error decides whether a gradient passes. Rounded pixel coordinates
+# make it worse in larger images: at 256² (16 channels) eager float32 is 1.6e-3 from eager float64 and ours 2.0e-3 from
+# ours, while the two agree in float64 to 3e-14; at 128² it is 3e-4 and 5e-4.
+TOLERANCE, TOLERANCE_BEHIND_RELU = 2e-5, 2e-3  # the latter up to 128², in proportion beyond
 BEHIND_RELU = {0, *(1 + Parameters._fields.index(name) for name in ("first", "first_bias"))}
 KEY_BIAS = 1 + Parameters._fields.index("k_bias")
 
@@ -71,7 +73,8 @@ def _close(found: list[Tensor], truth: list[Tensor]) -> str:
             continue
         error = float((a - b).norm() / b.norm())
         gradient = len(truth) > 1
-        if not error <= (TOLERANCE_BEHIND_RELU if gradient and k in BEHIND_RELU else TOLERANCE):
+        behind_relu = TOLERANCE_BEHIND_RELU * max(1, truth[0].shape[-1] / 128)
+        if not error <= (behind_relu if gradient and k in BEHIND_RELU else TOLERANCE):
             return f"tensor {k}: relative error {error:.1e}"
     return ""
 
