@@ -46,10 +46,10 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor
 
 
 def _one_by_one(tensors: list[Tensor], parts: list[Tensor]) -> Tensor:
-    """A call per sequence of rows."""
-    out = [_sdpa(*(x[rows][None] for x in tensors))[0] for rows in parts]
-    order = torch.cat(parts)
-    return torch.cat(out)[torch.argsort(order)]
+    """A call per sequence of rows, cut from tensors put in order once: a gather each costs a full gradient each."""
+    order, lengths = torch.cat(parts), [len(rows) for rows in parts]
+    pieces = zip(*(x[order].split(lengths) for x in tensors))
+    return torch.cat([_sdpa(*(x[None] for x in piece))[0] for piece in pieces])[torch.argsort(order)]
 
 
 def _padded(tensors: list[Tensor], parts: list[Tensor]) -> Tensor:
