@@ -60,7 +60,7 @@ def _small_strips(monkeypatch, rows, bands):
 
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_definition(case):
-    _equals_the_definition(inputs(**CASES[case]), None, "reference")
+    assert_equals_the_definition(inputs(**CASES[case]), None, "reference")
 
 
 @needs_native
@@ -68,7 +68,7 @@ def test_equals_the_definition(case):
     "case, block", [(c, b) for c in CASES for b in ((None, 40, 64) if c == "heads" else (None, 1, 2))]
 )
 def test_blocks_equal_the_definition(case, block):
-    _equals_the_definition(inputs(**CASES[case]), block, "native")
+    assert_equals_the_definition(inputs(**CASES[case]), block, "native")
 
 
 @needs_native
@@ -79,10 +79,10 @@ def test_strips_equal_the_definition(monkeypatch, case, bands, rows):
     _small_strips(monkeypatch, rows, bands)
     kwargs = inputs(**CASES[case])
     for block in (None, 40 if case == "heads" else 3):
-        _equals_the_definition(kwargs, block, "native")
+        assert_equals_the_definition(kwargs, block, "native")
 
 
-def _equals_the_definition(kwargs, block, backend):
+def assert_equals_the_definition(kwargs, block, backend):
     names = [k for k, v in kwargs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
     values = leaves(kwargs, names)
     expected = all_at_once(**kwargs, backend="reference")

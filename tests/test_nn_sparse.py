@@ -27,7 +27,7 @@ def at(grid, coords):
     return grid.permute(0, 2, 3, 4, 1)[tuple(coords.long().T)]
 
 
-def same(ours, dense, leaves, atol=1e-10):
+def assert_same(ours, dense, leaves, atol=1e-10):
     assert torch.allclose(ours, dense, atol=atol)
     weight = torch.randn(ours.shape, generator=generator(7), dtype=ours.dtype)
     expected = torch.autograd.grad((dense * weight).sum(), leaves, retain_graph=True)
@@ -46,7 +46,7 @@ def test_submanifold_convolution(kernel, dilation, groups):
     assert out.coords is x.coords and out.shape == (BATCH, 8)
     padding = [dilation * (k - 1) // 2 for k in conv.kernel_size]
     dense = F.conv3d(x.dense([SIZE] * 3), conv.weight, conv.bias, 1, padding, dilation, groups)
-    same(out.feats, at(dense, x.coords), (x.feats, conv.weight, conv.bias))
+    assert_same(out.feats, at(dense, x.coords), (x.feats, conv.weight, conv.bias))
 
 
 @pytest.mark.parametrize("kernel,stride,padding", [(2, 2, None), (3, 2, 1), (4, 3, 2)])
@@ -58,7 +58,7 @@ def test_strided_convolution_and_back(kernel, stride, padding):
     pad = padding or 0
     wide = F.pad(x.dense([SIZE] * 3), [0, kernel] * 3)  # sparse grids have no upper border
     dense = F.conv3d(wide, down.weight, down.bias, stride, pad)
-    same(coarse.feats, at(dense, coarse.coords), (x.feats, down.weight))
+    assert_same(coarse.feats, at(dense, coarse.coords), (x.feats, down.weight))
     reached = F.conv3d(
         (wide != 0).any(1, keepdim=True).double(), torch.ones(1, 1, *down.kernel_size).double(), None, stride, pad
     )
@@ -69,7 +69,7 @@ def test_strided_convolution_and_back(kernel, stride, padding):
     assert back.coords is x.coords and back._scale == x._scale and back.layout == x.layout
     grid = coarse.dense(dense.shape[2:])
     dense = F.conv_transpose3d(grid, up.weight.transpose(0, 1), None, stride, pad)
-    same(back.feats, at(F.pad(dense, [0, SIZE] * 3), x.coords), (x.feats, down.weight, up.weight))
+    assert_same(back.feats, at(F.pad(dense, [0, SIZE] * 3), x.coords), (x.feats, down.weight, up.weight))
 
 
 def test_an_inverse_convolution_needs_what_it_inverts():
@@ -88,7 +88,7 @@ def test_group_norm(groups):
     norm = sp.SparseGroupNorm(groups, 4).double()
     nn.init.normal_(norm.weight)
     dense = torch.cat([F.group_norm(x.feats[r].T[None], groups, norm.weight, norm.bias)[0].T for r in x.layout])
-    same(norm(x).feats, dense, (x.feats, norm.weight, norm.bias))
+    assert_same(norm(x).feats, dense, (x.feats, norm.weight, norm.bias))
 
 
 def test_layers_that_keep_voxels():
@@ -112,11 +112,11 @@ def test_downsampling_and_back(include_self):
     coarse = down(x)
     total = F.avg_pool3d(x.dense([SIZE] * 3), 2, divisor_override=1)
     count = F.avg_pool3d(x.replace(torch.ones_like(x.feats)).dense([SIZE] * 3), 2, divisor_override=1)
-    same(coarse.feats, at(total, coarse.coords) / (at(count, coarse.coords) + include_self), (x.feats,))
+    assert_same(coarse.feats, at(total, coarse.coords) / (at(count, coarse.coords) + include_self), (x.feats,))
     fine = up(coarse)
     assert fine.coords is x.coords and fine.layout == x.layout and fine._scale == x._scale
     dense = at(F.interpolate(coarse.dense([SIZE // 2] * 3), scale_factor=2), x.coords)
-    same(fine.feats, dense, (x.feats,))
+    assert_same(fine.feats, dense, (x.feats,))
     with pytest.raises(ValueError, match="do not come from a SparseDownsample by"):
         up(x)
     with pytest.raises(ValueError, match="do not come from a SparseDownsample by"):
@@ -127,11 +127,11 @@ def test_subdividing():
     x = tensor()
     fine = sp.SparseSubdivide()(x)
     dense = F.interpolate(x.dense([SIZE] * 3), scale_factor=2)
-    same(fine.feats, at(dense, fine.coords), (x.feats,))
+    assert_same(fine.feats, at(dense, fine.coords), (x.feats,))
     assert len(fine.coords) == 8 * len(x.coords) and fine.shape == x.shape
     mask = torch.rand(len(x.coords), 8, generator=generator()) < 0.4
     some = sp.SparseUpsample(2)(x, mask)
-    same(some.feats, at(dense, some.coords), (x.feats,))
+    assert_same(some.feats, at(dense, some.coords), (x.feats,))
     assert len(some.coords) == mask.sum()
     with pytest.raises(ValueError, match="factor 2"):
         sp.SparseUpsample(3)(x, mask)
@@ -331,7 +331,7 @@ def test_a_network_in_their_manner_equals_the_dense_one():
     h = h * (1 + modulation[..., None, None, None])
     h = DenseBlock(net.up)(F.interpolate(h, scale_factor=2) * mask, mask > 0)
     dense = linear(net.out_layer, torch.cat([h, skip], 1), mask)
-    same(out.feats, at(dense, x.coords), (x.feats, *net.parameters()), atol=2e-4)
+    assert_same(out.feats, at(dense, x.coords), (x.feats, *net.parameters()), atol=2e-4)
 
 
 def test_their_checkpoints_load():

@@ -55,7 +55,7 @@ def dense(q, k, v, allowed, scale=None):
     return torch.where(some, out, 0).transpose(0, 1)
 
 
-def same(ours, exact, leaves=(), tolerance=1e-10):
+def assert_same(ours, exact, leaves=(), tolerance=1e-10):
     assert torch.allclose(ours, exact, rtol=tolerance, atol=tolerance)
     if leaves:
         weight = torch.randn(ours.shape, generator=generator(7), dtype=ours.dtype)
@@ -91,9 +91,9 @@ def test_equals_dense_attention(backend, pairs, share, cross, seed):
         q, k, v, offsets(*lengths_q), **of_keys, permutation=rows_q, scale=0.8, return_lse=True, backend=backend
     )
     allowed = sequence_of(lengths_q, rows_q)[:, None] == sequence_of(lengths_k, rows_k)
-    same(ours.out, dense(q, k, v, allowed, 0.8), (q, k, v))
+    assert_same(ours.out, dense(q, k, v, allowed, 0.8), (q, k, v))
     scores = 0.8 * torch.einsum("nhd,mhd->nhm", q, k.repeat_interleave(share, 1))
-    same(ours.lse, scores.masked_fill(~allowed[:, None], -math.inf).logsumexp(-1))
+    assert_same(ours.lse, scores.masked_fill(~allowed[:, None], -math.inf).logsumexp(-1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -108,11 +108,11 @@ def test_gradient_of_the_log_sum_exp(backend):
 
     exact = exact_lse()
     ours = varlen_attention(q, k, v, offsets(4, 5), return_lse=True, backend=backend)
-    same(ours.lse, exact)
+    assert_same(ours.lse, exact)
     whole = (ours.out.square().sum() + ours.lse.sin().sum(), dense(q, k, v, allowed).square().sum() + exact.sin().sum())
-    same(*whole, (q, k, v))
+    assert_same(*whole, (q, k, v))
     alone = varlen_attention(q, k, v, offsets(4, 5), return_lse=True, backend=backend).lse
-    same(alone, exact_lse(), (q, k))
+    assert_same(alone, exact_lse(), (q, k))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -131,7 +131,7 @@ def test_lists_of_blocks_equal_dense_attention(backend, lengths_q, lengths_k, to
     )  # fmt: skip
     listed = (chosen[..., None] == torch.arange(len(lengths_k))).any(2)  # group, head, block
     allowed = listed[sequence_of(lengths_q, rows_q)][:, :, sequence_of(lengths_k, rows_k)].repeat_interleave(3, 1)
-    same(ours, dense(q, k, v, allowed), (q, k, v))
+    assert_same(ours, dense(q, k, v, allowed), (q, k, v))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -141,7 +141,7 @@ def test_long_sequences(backend):
     q, k, v = (x.requires_grad_() for x in heads(generator(1), sum(lengths), q=2, k=1, dim=20, value_dim=33).values())
     which = sequence_of(lengths)
     ours = varlen_attention(q, k, v, offsets(*lengths), backend=backend)
-    same(ours, dense(q, k, v, which[:, None] == which), (q, k, v))
+    assert_same(ours, dense(q, k, v, which[:, None] == which), (q, k, v))
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
@@ -257,18 +257,18 @@ def test_windows_equal_dense_attention(size, shift, count, seed):
     exact = dense(q, k, v, pairs_in_windows(coords, size, shift))
     partition = window_partition(coords, size, shift)
     assert torch.equal(partition.permutation[partition.inverse], torch.arange(len(coords)))
-    same(window_attention(q, k, v, coords, size, shift), exact, (q, k, v))
-    same(window_attention(q, k, v, coords, size, shift, partition=partition), exact)
+    assert_same(window_attention(q, k, v, coords, size, shift), exact, (q, k, v))
+    assert_same(window_attention(q, k, v, coords, size, shift, partition=partition), exact)
     assert (torch.diff(partition.cu_seqlens) > 0).all()
 
 
 def test_windows_larger_than_the_grid_are_batch_items():
     coords, q, k, v = voxels(80)
     whole = (coords[:, :1] == coords[:, 0]).expand(-1, -1)
-    same(window_attention(q, k, v, coords, 65536), dense(q, k, v, whole))
+    assert_same(window_attention(q, k, v, coords, 65536), dense(q, k, v, whole))
     order = voxel_sort(coords).permutation
     canonical = batch_cu_seqlens(coords[order], 3)
-    same(varlen_attention(q, k, v, canonical, permutation=order), dense(q, k, v, whole))
+    assert_same(varlen_attention(q, k, v, canonical, permutation=order), dense(q, k, v, whole))
     assert batch_cu_seqlens(coords[order][coords[order, 0] != 1], 4).diff()[[1, 3]].tolist() == [0, 0]
 
 
@@ -281,7 +281,9 @@ def test_runs_along_a_curve(order, size, shift):
     for b in range(3):
         rows = permutation[coords[permutation, 0] == b]
         run[rows] = (torch.arange(len(rows)) + shift) // size + 10_000 * b
-    same(serialized_attention(q, k, v, coords, size, order, shift), dense(q, k, v, run[:, None] == run), (q, k, v))
+    assert_same(
+        serialized_attention(q, k, v, coords, size, order, shift), dense(q, k, v, run[:, None] == run), (q, k, v)
+    )
     lengths = serialized_partition(coords, size, order, shift).cu_seqlens.diff()
     assert lengths.max() <= size and lengths.sum() == len(coords)
 
@@ -359,7 +361,7 @@ def test_spatial_sparse_attention_equals_its_transcription(backend, m_cmp, m_slc
         q, k, v, coords, gates, topk=topk, **given_keys, compression_block=m_cmp, selection_block=m_slc, window_size=3,
         shift=(1, 0, 2), backend=backend,
     )  # fmt: skip
-    same(ours, exact, (q, k, v, gates, *given_keys.values()))
+    assert_same(ours, exact, (q, k, v, gates, *given_keys.values()))
 
 
 def spatial(coords, q, k, v, gates, **options):
@@ -388,7 +390,7 @@ def test_all_blocks_selected_is_full_attention():
     gates = torch.tensor([0.0, 1.0, 0.0]).double().expand(len(q), 3)
     whole = (coords[:, :1] == coords[:, 0]).expand(-1, -1)
     for share in (False, True):
-        same(spatial(coords, q, k, v, gates, topk=64, share_selection=share), dense(q, k, v, whole))
+        assert_same(spatial(coords, q, k, v, gates, topk=64, share_selection=share), dense(q, k, v, whole))
 
 
 def test_selection_by_large_scores():
