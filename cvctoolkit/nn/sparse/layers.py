@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvctoolkit.nn.sparse.tensor import SparseTensor
+
+
+def _float(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.float()
 
 
 class SparseGroupNorm(nn.GroupNorm):
@@ -13,15 +18,15 @@ class SparseGroupNorm(nn.GroupNorm):
 
     def forward(self, input: SparseTensor) -> SparseTensor:  # type: ignore[override]
         """Normalises features ``[N, C]``."""
-        return input.replace(self._normalized(input.feats, input.layout))
+        return input.replace(self._normalized(input.feats, input.layout, self.weight, self.bias))
 
-    def _normalized(self, feats: Tensor, layout: list[slice]) -> Tensor:
+    def _normalized(self, feats: Tensor, layout: list[slice], weight: Tensor | None, bias: Tensor | None) -> Tensor:
         parts = []
         for rows in layout:
             # In memory [n, C] is an image of 1 × n pixels with the channels last: no transposed copies.
             part = feats[rows][None, None].permute(0, 3, 1, 2)
             if part.numel():
-                part = torch.group_norm(part, self.num_groups, self.weight, self.bias, self.eps)
+                part = torch.group_norm(part, self.num_groups, weight, bias, self.eps)
             parts.append(part.permute(0, 2, 3, 1)[0, 0])
         return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else feats
 
@@ -39,7 +44,8 @@ class SparseGroupNorm32(SparseGroupNorm):
 
     def forward(self, input: SparseTensor) -> SparseTensor:  # type: ignore[override]
         """Normalises features ``[N, C]``."""
-        return super().forward(input.float()).type(input.dtype)
+        feats = self._normalized(input.feats.float(), input.layout, _float(self.weight), _float(self.bias))
+        return input.replace(feats.to(input.dtype))
 
 
 class SparseLayerNorm32(SparseLayerNorm):
@@ -47,7 +53,9 @@ class SparseLayerNorm32(SparseLayerNorm):
 
     def forward(self, input: SparseTensor) -> SparseTensor:  # type: ignore[override]
         """Normalises features ``[N, C]``."""
-        return super().forward(input.float()).type(input.dtype)
+        weight, bias = _float(self.weight), _float(self.bias)
+        feats = F.layer_norm(input.feats.float(), self.normalized_shape, weight, bias, self.eps)
+        return input.replace(feats.to(input.dtype))
 
 
 class SparseLinear(nn.Linear):
