@@ -132,7 +132,7 @@ def combined(
         _checks.choice(op, "weight", weight, WEIGHTS)
     needs = [weight != "uniform" if named else False, False]  # whether the level at t, at t_plus is needed
     for k in kept:
-        needs[flags[k]] |= kinds[k] != "epsilon"
+        needs[int(flags[k])] |= kinds[k] != "epsilon"  # Dynamo of torch 2.10 and 2.11 has no bool as an index
     table, path_index = None, 0
     if any(needs) or not (alphas_cumprod is None and sigmas is None):
         table, path = noise_table(op, x, alphas_cumprod, sigmas, path, next((k for k in kinds if k == "flow"), ""))
