@@ -1,6 +1,7 @@
 """The demo on small input: every kind of file that it reads, every complaint that it makes, what it leaves behind."""
 
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -155,8 +156,32 @@ def test_intrinsics_of_a_depth_file(tmp_path):
         np.testing.assert_allclose(view.intrinsics.numpy()[0], [1.2 * WIDTH, 0, WIDTH / 2], rtol=1e-6)
 
 
+def test_a_file_may_hold_more_than_arrays_and_more_than_float32_holds(tmp_path, points):
+    np.savez(tmp_path / "more.npz", points=points[0], images=np.full((HEIGHT, WIDTH, 3), np.nan, np.float32))
+    with zipfile.ZipFile(tmp_path / "more.npz", "a") as archive:
+        archive.writestr("notes.txt", "taken in May")
+    view = inputs.load(points=tmp_path / "more.npz")
+    np.testing.assert_array_equal(view.points[0].numpy(), points[0])
+    assert not view.image.any()
+    far = points[0].astype(np.float64)
+    far[0, 0] = 1e200
+    np.save(tmp_path / "far.npy", far)
+    assert inputs.load(points=tmp_path / "far.npy").points[0, 0, 0].isinf().all()  # invalid, as any infinity
+
+
 def _text(path):
     path.write_text("no image")
+
+
+def _damaged(path, **changes):
+    """A compressed archive, cut short or with bytes overwritten."""
+    np.savez_compressed(path, points=np.random.default_rng(0).normal(size=(9, 8, 3)))
+    data = bytearray(path.read_bytes())
+    if "keep" in changes:
+        data = data[: changes["keep"]]
+    else:
+        data[100:200] = b"U" * 100
+    path.write_bytes(data)
 
 
 BAD_FILES = {
@@ -164,6 +189,8 @@ BAD_FILES = {
     "points.obj": (_text, r"expected one of \.npz, \.npy, \.png, got \.obj"),
     "text.npz": (_text, "expected NumPy arrays without pickled objects"),
     "text.png": (_text, "expected an image"),
+    "cut.npz": (lambda p: _damaged(p, keep=500), "expected NumPy arrays .* not a zip file"),
+    "damaged.npz": (_damaged, "expected NumPy arrays .* decompressing"),
     "flat.npy": (lambda p: np.save(p, np.zeros((5, 4))), r"of shape \[\.\.\., H, W, 3\], got \[5, 4\]"),
     "four.npy": (lambda p: np.save(p, np.zeros((5, 4, 4))), r"got \[5, 4, 4\]"),
     "words.npy": (lambda p: np.save(p, np.array([["a"]])), "expected numbers"),
@@ -211,13 +238,23 @@ def test_bad_point_files_are_named(name, tmp_path, capsys):
         (["--depth", "DEPTH", "--fov", "200"], "expected degrees between 0 and 180, got 200"),
         (["--depth", "DEPTH", "--band", "40"], "a band of 40 voxels does not fit a grid of 48"),
         (["--depth", "COLOUR"], "expected a PNG with one channel of integers"),
+        (["--depth", "DEPTH", "--resolution", "0"], "--resolution: expected 1 to 65536, got 0"),
+        (["--depth", "DEPTH", "--resolution", "65537"], "--resolution: expected 1 to 65536, got 65537"),
+        (["--depth", "DEPTH", "--edge", "-1"], "--edge: expected 0 to inf, got -1"),
+        (["--depth", "DEPTH", "--edge", "nan"], "--edge: expected 0 to inf, got nan"),
+        (["--depth", "DEPTH", "--percentile", "101"], "--percentile: expected 0 to 100, got 101"),
+        (["--depth", "DEPTH", "--band", "nan"], "band must be finite"),
+        (["--depth", "DEPTH", "--out", "DEPTH"], "File exists"),
+        (["--depth", "MATRIX"], "expected intrinsics [..., 3, 3], got [4, 4]"),
     ],
 )
 def test_bad_options_are_named(arguments, complaint, tmp_path, capsys):
     Image.fromarray(np.full((HEIGHT, WIDTH), 2000, np.uint16)).save(tmp_path / "depth.png")
     Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / "colour.png")
-    files = {"DEPTH": str(tmp_path / "depth.png"), "COLOUR": str(tmp_path / "colour.png")}
-    out = str(tmp_path / "out")
-    common = ["--out", out, "--resolution", "48", *([] if "--band" in arguments else ["--band", "3"])]
-    assert demo.main([*(files.get(a, a) for a in arguments), *common]) == 2
-    assert complaint in capsys.readouterr().err
+    np.savez(tmp_path / "matrix.npz", depth=np.ones((HEIGHT, WIDTH)), intrinsics=np.eye(4))
+    names = {"DEPTH": "depth.png", "COLOUR": "colour.png", "MATRIX": "matrix.npz"}
+    files = {name: str(tmp_path / file) for name, file in names.items()}
+    common = ["--out", str(tmp_path / "out"), "--resolution", "48", "--band", "3"]
+    assert demo.main([*common, *(files.get(a, a) for a in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and len(error.splitlines()) == 1

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     try:
         _run(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: the folder for the results cannot be written
         print(f"cvctoolkit demo: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -64,9 +64,14 @@ def _device(name: str):
         raise ValueError(f"--device: expected cpu or cuda, got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device: expected cpu or cuda, got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: this torch sees no CUDA device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device: this torch sees {torch.cuda.device_count()} CUDA devices, got {name!r}")
     return device
+
+
+def _in_range(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{option}: expected {low:g} to {high:g}, got {value:g}")
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -77,6 +82,9 @@ def _run(args: argparse.Namespace) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     device = _device(args.device)
+    _in_range("--resolution", args.resolution, 1, 65536)
+    _in_range("--edge", args.edge, 0, float("inf"))
+    _in_range("--percentile", args.percentile, 0, 100)
     started = time.perf_counter()
     names = ("read the input", *chain.CHAIN, "colours", "mesh files", "checks", "pictures")
     columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

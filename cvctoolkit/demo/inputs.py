@@ -5,6 +5,8 @@ Every loader raises ``ValueError`` naming the file, what was expected and what c
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,15 +139,17 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz, or ``{"": array}`` of an .npy; pickled objects are refused."""
     try:
         stored = np.load(path, allow_pickle=False)
-        return {"": stored} if isinstance(stored, np.ndarray) else {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError) as error:
+        arrays = {"": stored} if isinstance(stored, np.ndarray) else {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: expected NumPy arrays without pickled objects, got: {error}") from None
+    return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}  # an archive may hold others
 
 
 def _number_array(path: Path, key: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{path}: expected numbers in {key or 'the array'}, got dtype {array.dtype}")
-    return array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite: invalid
+        return array.astype(np.float32)
 
 
 def _load_depth(path: Path, fov: float, scale: float) -> View:
@@ -166,8 +170,11 @@ def _load_depth(path: Path, fov: float, scale: float) -> View:
         depth = _number_array(path, key, arrays[key])
         while depth.ndim > 2 and 1 in (depth.shape[0], depth.shape[-1]):
             depth = depth[0] if depth.shape[0] == 1 else depth[..., 0]
-        if arrays.get("intrinsics", np.empty(0)).shape[-2:] == (3, 3):
-            intrinsics = _pixel_intrinsics(_number_array(path, "intrinsics", arrays["intrinsics"]), depth.shape)
+        if "intrinsics" in arrays:
+            intrinsics = _number_array(path, "intrinsics", arrays["intrinsics"])
+            if intrinsics.shape[-2:] != (3, 3) or not intrinsics.size:
+                raise ValueError(f"{path}: expected intrinsics [..., 3, 3], got {list(intrinsics.shape)}")
+            intrinsics = _pixel_intrinsics(intrinsics, depth.shape)
     if depth.ndim != 2 or 0 in depth.shape:
         raise ValueError(f"{path}: expected a depth map [H, W], got shape {list(depth.shape)}")
     height, width = depth.shape
@@ -263,5 +270,5 @@ def _image_stack(path: Path, images: np.ndarray) -> Tensor:
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"{path}: expected images [S, H, W, 3] or [S, 3, H, W], got {list(images.shape)}")
     if images.dtype != np.uint8:
-        images = (np.clip(_number_array(path, "images", images), 0, 1) * 255).round().astype(np.uint8)
+        images = (np.nan_to_num(_number_array(path, "images", images)).clip(0, 1) * 255).round().astype(np.uint8)
     return torch.from_numpy(np.ascontiguousarray(images))

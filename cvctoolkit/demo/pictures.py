@@ -173,7 +173,7 @@ def _first_maps(view: View, result: Result) -> tuple[np.ndarray, np.ndarray, np.
         return np.concatenate(list(maps.cpu().numpy()), axis=1)
 
     mask = result.mask
-    depth = view.depth[None] if view.depth is not None else view.points.norm(dim=-1)  # type: ignore[union-attr]
+    depth = view.depth[None] if view.depth is not None else view.points.double().norm(dim=-1)  # type: ignore[union-attr]
     depth = row(torch.where(mask.cpu() | depth.isfinite(), depth, torch.nan))
     low, high = np.nanpercentile(np.where(row(mask), depth, np.nan), [1, 99])
     colored = mpl.colormaps["Spectral"](mpl.colors.Normalize(low, high)(depth))[..., :3]
