@@ -137,6 +137,14 @@ def test_points_that_are_not_finite_are_invalid():
         assert torch.equal(a, b)
 
 
+def test_gathering_nothing_and_nowhere():
+    assert gather_pixels(torch.zeros(4, 5, 0), torch.tensor([3, 7])).shape == (2, 0)
+    assert gather_pixels(torch.zeros(0, 5, 2), torch.zeros(0).long()).shape == (0, 2)
+    for index in (20, -1, 2**40):
+        with pytest.raises(ValueError, match=f"gather_pixels: pixel_index must index pixels 0 to 19, got {index}"):
+            gather_pixels(torch.zeros(4, 5, 2), torch.tensor([0, index]))
+
+
 def test_gradients_reach_exactly_the_used_pixels():
     points = torch.rand(4, 5, 3, requires_grad=True)
     mask = torch.ones(4, 5, dtype=torch.bool)
@@ -214,6 +222,21 @@ class TestNormalize:
         inside = out.points[mask & points.isfinite().all(-1)]
         assert torch.isclose(inside.abs().max(), torch.tensor(1.0))
 
+    @pytest.mark.parametrize("dtype,far", [(torch.float16, 6e4), (torch.float32, 3e38), (torch.float64, 1.7e308)])
+    def test_extents_beyond_the_largest_number(self, dtype, far):
+        points = torch.tensor([[-far, 0, far / 2], [far, far / 4, -far / 2]], dtype=dtype)
+        out = normalize_points(points, margin=0.0)
+        expected = torch.tensor([[-1.0, -0.125, 0.5], [1.0, 0.125, -0.5]], dtype=dtype)
+        torch.testing.assert_close(out.points, expected, rtol=0, atol=1e-3 if dtype == torch.float16 else 1e-6)
+
+    def test_one_box_or_one_per_point_goes_back(self):
+        points = torch.randn(2, 4, 5, 3)
+        boxes = [normalize_points(p) for p in points]
+        center, scale = (torch.stack([getattr(b, n) for b in boxes]) for n in ("center", "scale"))
+        flat = torch.stack([b.points for b in boxes]).reshape(-1, 3)
+        batch = torch.arange(2).repeat_interleave(20)
+        torch.testing.assert_close(denormalize_points(flat, center[batch], scale[batch]), points.reshape(-1, 3))
+
     @pytest.mark.parametrize("points", [torch.zeros(0, 3), torch.full((2, 3), float("nan")), torch.ones(5, 3)])
     def test_without_extent(self, points):
         out = normalize_points(points)
@@ -228,6 +251,14 @@ def test_confidence():
     assert confidence_mask(confidence, percentile=0.0).sum() == 11
     both = torch.stack([confidence[0], confidence[0] * 100])
     assert (confidence_mask(both, percentile=50.0).sum((1, 2)) == 7).all(), "percentiles are per map"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_percentile_is_not_rounded_away(dtype):
+    assert confidence_mask(torch.full((4, 5), 0.1, dtype=dtype), percentile=50.0).all()
+    values = torch.rand(40, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    limit = values.flatten().sort().values[len(values.flatten()) * 3 // 10 - 1]
+    assert torch.equal(confidence_mask(values, percentile=30.0), values >= limit)
 
 
 BAD = [
@@ -261,6 +292,31 @@ BAD = [
     (depth_edge_mask, dict(depth=torch.ones(4, 4), rtol=float("nan")), ValueError, "rtol must be finite"),
     (depth_edge_mask, dict(depth=torch.ones(4, 4), rtol=0.1, kernel_size=4), ValueError, "kernel_size must be odd"),
     (depth_edge_mask, dict(depth=torch.ones(4, 4), rtol=0.1, kernel_size=3.0), TypeError, "must be an integer"),
+    (pointmap_faces, dict(mask=torch.ones(2, 2, dtype=torch.bool), winding=np.array(["paper"])), TypeError, "winding"),
+    (
+        pointmap_faces,
+        dict(mask=torch.ones(2, 2, dtype=torch.bool), corner_triangles=torch.ones(2)),
+        TypeError,
+        "corner_triangles must be a bool",
+    ),
+    (depth_edge_mask, dict(depth=torch.ones(4, 4).to_sparse(), rtol=0.1), ValueError, "depth must be a dense tensor"),
+    (gather_pixels, dict(values=torch.ones(4, 5), pixel_index=torch.zeros(1).long()), ValueError, "values must have"),
+    (gather_pixels, dict(values=torch.ones(4, 5, 1), pixel_index=torch.zeros(1)), ValueError, "pixel_index must"),
+    (face_batch_index, dict(mesh=torch.ones(4, 3), height=2, width=2), TypeError, "mesh must be the result of"),
+    (face_batch_index, dict(mesh=pointmap_to_mesh(torch.rand(2, 2, 3)), height=0, width=2), ValueError, "height must"),
+    (denormalize_points, dict(points=[1.0], center=torch.zeros(3), scale=torch.ones(())), TypeError, "points must be"),
+    (
+        denormalize_points,
+        dict(points=torch.ones(4, 3), center=torch.zeros(2, 3), scale=torch.ones(())),
+        ValueError,
+        r"center must be one, or one per point \[4\], got \[2\]",
+    ),
+    (
+        denormalize_points,
+        dict(points=torch.ones(4, 3), center=torch.zeros(3), scale=torch.ones(3)),
+        ValueError,
+        r"scale must be one, or one per point \[4\], got \[3\]",
+    ),
     (normalize_points, dict(points=torch.ones(4, 3), margin=1.0), ValueError, r"margin must be in \[0, 1\)"),
     (confidence_mask, dict(confidence=torch.ones(4, 4)), ValueError, "either threshold or percentile"),
     (confidence_mask, dict(confidence=torch.ones(4, 4), percentile=101.0), ValueError, "percentile must be in"),

@@ -38,9 +38,9 @@ class NormalizedPoints(NamedTuple):
     """Points in the normalised cube and the way back: ``points * scale + center``.
 
     Attributes:
-        points: As given, same shape, in [-1 + margin, 1 - margin].
-        center: ``[..., 3]``, in the units of the input.
-        scale: ``[...]``, units of the input per normalised unit.
+        points: As given, same shape; the valid ones in [-1 + margin, 1 - margin].
+        center: ``[3]``, in the units of the input.
+        scale: ``[]``, units of the input per normalised unit.
     """
 
     points: Tensor
@@ -112,7 +112,7 @@ def _mesh_backward(ctx: Any, grad_vertices: Tensor, *_: Any) -> tuple[Tensor | N
 
 
 _pointmap_mesh = define_op(
-    "pointmap_mesh",
+    "pointmap_to_mesh",
     "(Tensor points, Tensor? mask, bool paper, bool corner_triangles) -> (Tensor, Tensor, Tensor)",
     fake=_fake_mesh,
     reference=reference.pointmap_mesh,
@@ -248,22 +248,22 @@ def pointmap_faces(
         synchronises once.
 
     Raises:
-        TypeError: ``mask`` is no tensor.
+        TypeError: Wrong argument types.
         ValueError: Shape, dtype, winding or backend do not fit, or ``corner_triangles`` with the paper's winding.
 
     Source: Consistent3DGen, Alg. 1.
     """
     op = "pointmap_faces"
     _checks.tensor(op, "mask", mask, "... H W", (torch.bool,))
-    paper = _is_paper(op, winding, corner_triangles)
-    return _pointmap_faces(_batched(mask, 2), paper, bool(corner_triangles), backend=backend)
+    return _pointmap_faces(_batched(mask, 2), *_which_faces(op, winding, corner_triangles), backend=backend)
 
 
-def _is_paper(op: str, winding: str, corner_triangles: bool) -> bool:
+def _which_faces(op: str, winding: str, corner_triangles: bool) -> tuple[bool, bool]:
     paper = _checks.choice(op, "winding", winding, _WINDINGS) == "paper"
+    corner_triangles = _checks.flag(op, "corner_triangles", corner_triangles)
     if paper and corner_triangles:
         raise ValueError(f"{op}: corner_triangles needs winding='consistent' (the paper's listing has none)")
-    return paper
+    return paper, corner_triangles
 
 
 def pointmap_to_mesh(
@@ -290,7 +290,7 @@ def pointmap_to_mesh(
         map of every face with `face_batch_index`. The sizes depend on the data: on CUDA this synchronises twice.
 
     Raises:
-        TypeError: An argument is no tensor.
+        TypeError: Wrong argument types.
         ValueError: Shapes, dtypes, devices, winding or backend do not fit, or the maps hold more than 2³¹ − 1 pixels.
 
     Source: Consistent3DGen, Alg. 1.
@@ -301,8 +301,8 @@ def pointmap_to_mesh(
         raise ValueError(f"{op}: points must hold fewer than 2^31 pixels, got {list(points.shape)}: split the batch")
     if mask is not None:
         mask = _checked_mask(op, mask, points)
-    paper = _is_paper(op, winding, corner_triangles)
-    return PointmapMesh(*_pointmap_mesh(_batched(points, 3), mask, paper, bool(corner_triangles), backend=backend))
+    which = _which_faces(op, winding, corner_triangles)
+    return PointmapMesh(*_pointmap_mesh(_batched(points, 3), mask, *which, backend=backend))
 
 
 def confidence_mask(confidence: Tensor, *, threshold: float | None = None, percentile: float | None = None) -> Tensor:
@@ -329,7 +329,8 @@ def confidence_mask(confidence: Tensor, *, threshold: float | None = None, perce
         return confidence >= _checks.number(op, "threshold", threshold)
     if _checks.number(op, "percentile", percentile, at_least=0) > 100:
         raise ValueError(f"{op}: percentile must be in [0, 100], got {percentile}")
-    known = confidence.masked_fill(confidence.isnan(), float("-inf")).flatten(-2).float()
+    known = confidence.masked_fill(confidence.isnan(), float("-inf")).flatten(-2)
+    known = known if known.dtype == torch.float64 else known.float()  # no rounding: the limit is one of the values
     if known.shape[-1] == 0:
         return torch.zeros_like(confidence, dtype=torch.bool)
     rank = max(1, -(-known.shape[-1] * percentile // 100))  # nearest rank; torch.quantile stops at 2^24 values
@@ -341,16 +342,26 @@ def gather_pixels(values: Tensor, pixel_index: Tensor) -> Tensor:
     """Carries a per-pixel attribute (colour, normal, feature) over to the vertices of `pointmap_to_mesh`.
 
     Args:
-        values: ``[..., H, W, C]``, any dtype.
-        pixel_index: ``[Nv]`` int64.
+        values: ``[..., H, W, C]``, any dtype. Differentiable.
+        pixel_index: ``[Nv]`` int32 or int64, pixels (b·H + i)·W + j.
 
     Returns:
-        ``[Nv, C]``.
+        ``[Nv, C]``, in the dtype of the values.
+
+    Raises:
+        TypeError: An argument is no tensor.
+        ValueError: Shapes, dtypes or devices do not fit, or (on a CPU in eager mode) an index is out of range.
     """
     op = "gather_pixels"
     _checks.tensor(op, "values", values, "... H W C")
     _checks.tensor(op, "pixel_index", pixel_index, "Nv", _checks.INTEGRAL, device=values.device)
-    return values.reshape(-1, values.shape[-1]).index_select(0, pixel_index)
+    pixels = math.prod(values.shape[:-1])
+    if pixel_index.device.type == "cpu" and not torch.compiler.is_compiling() and type(pixel_index) is Tensor:
+        low, high = (int(x) for x in torch.aminmax(pixel_index)) if len(pixel_index) else (0, -1)
+        if low < 0 or high >= pixels:
+            bad = low if low < 0 else high
+            raise ValueError(f"{op}: pixel_index must index pixels 0 to {pixels - 1}, got {bad}")
+    return values.reshape(pixels, values.shape[-1]).index_select(0, pixel_index)
 
 
 def face_batch_index(mesh: PointmapMesh, height: int, width: int) -> Tensor:
@@ -358,15 +369,24 @@ def face_batch_index(mesh: PointmapMesh, height: int, width: int) -> Tensor:
 
     Args:
         mesh: The mesh of maps ``[..., H, W, 3]``.
-        height: H, pixels.
-        width: W, pixels.
+        height: H, pixels, at least 1.
+        width: W, pixels, at least 1.
 
     Returns:
         ``[F]`` int64, ascending.
+
+    Raises:
+        TypeError: Wrong argument types.
+        ValueError: A size is not positive, or more than a mesh can have.
     """
     op = "face_batch_index"
-    pixels = _checks.integer(op, "height", height, at_least=1) * _checks.integer(op, "width", width, at_least=1)
-    return mesh.pixel_index[mesh.faces[:, 0].long()].div(pixels, rounding_mode="floor")
+    if not isinstance(mesh, PointmapMesh):
+        raise TypeError(f"{op}: mesh must be the result of pointmap_to_mesh, got {type(mesh).__name__}")
+    height, width = (
+        _checks.integer(op, name, size, at_least=1, at_most=2**31 - 1)
+        for name, size in (("height", height), ("width", width))
+    )
+    return mesh.pixel_index[mesh.faces[:, 0].long()].div(height * width, rounding_mode="floor")
 
 
 def normalize_points(points: Tensor, mask: Tensor | None = None, *, margin: float = 0.05) -> NormalizedPoints:
@@ -403,12 +423,34 @@ def normalize_points(points: Tensor, mask: Tensor | None = None, *, margin: floa
     low = torch.cat([rows.masked_fill(~keep, inf), rows.new_full((1, 3), inf)]).amin(0)
     high = torch.cat([rows.masked_fill(~keep, -inf), rows.new_full((1, 3), -inf)]).amax(0)
     empty = low > high
-    center = ((low + high) / 2).masked_fill(empty, 0)
-    extent = (high - low).masked_fill(empty, 0).amax()
-    scale = torch.where(extent > 0, extent / (2 * (1 - margin)), torch.ones_like(extent))
+    # Halved first: the extent of a map may be more than its dtype holds.
+    center = (low / 2 + high / 2).masked_fill(empty, 0)
+    half = (high / 2 - low / 2).masked_fill(empty, 0).amax()
+    scale = torch.where(half > 0, half / (1 - margin), torch.ones_like(half))
     return NormalizedPoints((points - center) / scale, center, scale)
 
 
 def denormalize_points(points: Tensor, center: Tensor, scale: Tensor) -> Tensor:
-    """The inverse of `normalize_points`, for any points: ``points * scale + center``."""
-    return points * scale + center
+    """The inverse of `normalize_points`, for any points: ``points * scale + center``.
+
+    Args:
+        points: ``[..., 3]`` float, normalised: those given, or the vertices of a shell. Differentiable.
+        center: ``[3]``, or one per point, broadcasting to ``[..., 3]``. Differentiable.
+        scale: ``[]``, or one per point, broadcasting to ``[...]``. Differentiable.
+
+    Returns:
+        ``[..., 3]``, in the units of the input of `normalize_points`.
+
+    Raises:
+        TypeError: An argument is no tensor.
+        ValueError: Shapes, dtypes or devices do not fit.
+    """
+    op = "denormalize_points"
+    _checks.tensor(op, "points", points, "... 3", _checks.FLOATING)
+    _checks.tensor(op, "center", center, "... 3", _checks.FLOATING, device=points.device)
+    _checks.tensor(op, "scale", scale, "...", _checks.FLOATING, device=points.device)
+    shape = points.shape[:-1]
+    for name, batch in (("center", center.shape[:-1]), ("scale", scale.shape)):
+        if len(batch) > len(shape) or any(a not in (1, b) for a, b in zip(reversed(batch), reversed(shape))):
+            raise ValueError(f"{op}: {name} must be one, or one per point {list(shape)}, got {list(batch)} of them")
+    return points * scale[..., None] + center
