@@ -4,6 +4,7 @@ came. Wrong types raise ``TypeError``, everything else ``ValueError``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOAT32_64 = (torch.float32, torch.float64)
 INTEGRAL = (torch.int32, torch.int64)
 _INFINITE = (float("inf"), float("-inf"))
+_FARTHEST = 1e37  # positions and distances in a cube of this size are finite in float32
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -46,6 +48,8 @@ def tensor(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{op}: {name} must be a dense tensor, got layout {value.layout}")
     if shape != "...":
         _fits(op, name, value, shape.split())
     if dtypes is not None and value.dtype not in dtypes:
@@ -74,9 +78,18 @@ def same_shape(op: str, name: str, value: Tensor, shape: Sequence[int]) -> None:
 
 def choice(op: str, name: str, value: Any, choices: Sequence[str]) -> str:
     """Checks that a string argument is one of those known."""
+    if not isinstance(value, str):
+        raise TypeError(f"{op}: {name} must be a string, got {type(value).__name__}")
     if value not in choices:
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def flag(op: str, name: str, value: Any) -> bool:
+    """Checks a boolean: anything else that Python could take for one is a mistake."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
+    return bool(value)
 
 
 def number(
@@ -108,12 +121,14 @@ def integer(op: str, name: str, value: Any, *, at_least: int | None = None, at_m
 
 
 def bounds(op: str, value: Any) -> tuple[float, float]:
-    """Checks a pair (low, high) of finite numbers, low < high: the cube that a grid fills."""
+    """Checks a pair (low, high) of finite numbers, low < high: the cube that a grid fills, not too large to measure."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{op}: bounds must be a pair (low, high), got {value!r}")
     low, high = (number(op, f"bounds[{i}]", v) for i, v in enumerate(value))
     if not low < high:
         raise ValueError(f"{op}: bounds must have low < high, got {value!r}")
+    if max(-low, high) > _FARTHEST:
+        raise ValueError(f"{op}: bounds must lie within ±{_FARTHEST:g}, got {value!r}")
     return low, high
 
 
@@ -130,6 +145,18 @@ def finite(op: str, name: str, value: Tensor) -> None:
     if not torch.stack(torch.aminmax(value.detach())).isfinite().all():
         count = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{op}: {name} must be finite, got {count} NaN or infinite values")
+
+
+def fits_memory(op: str, what: str, size: int, device: torch.device) -> None:
+    """Refuses what no memory of the device can hold, before anything is allocated; under a compiler nothing."""
+    if torch.compiler.is_compiling():
+        return
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise ValueError(f"{op}: {what} of {size / 2**30:.1f} GiB does not fit: {memory / 2**30:.1f} GiB in all")
 
 
 def faces_in_range(op: str, faces: Tensor, num_vertices: int) -> None:

@@ -406,6 +406,12 @@ BAD = [
     (project_points, dict(points=torch.ones(4, 2), Ks=torch.eye(3)), ValueError, "points must have shape"),
     (project_points, dict(points=torch.ones(3), Ks=torch.eye(3).expand(2, 3, 3)), ValueError, "leading dimensions"),
     (plucker_rays, dict(Ks=torch.eye(3), viewmats=torch.eye(4), width=-1, height=3), ValueError, "width must be >= 0"),
+    (
+        plucker_rays,
+        dict(Ks=torch.eye(3), viewmats=torch.eye(4), width=2**20, height=2**20),
+        ValueError,
+        "a map of rays of 24576.0 GiB does not fit",
+    ),
     (plucker_rays, dict(Ks=torch.eye(3), viewmats=None, width=1, height=3), TypeError, "viewmats must be"),
     (camera_rays, dict(Ks=torch.eye(3), viewmats=torch.eye(4).double(), width=1, height=3), ValueError, "dtype"),
     (rescale_intrinsics, dict(Ks=torch.eye(3), scale=0.0), ValueError, "scale must be > 0"),

@@ -295,6 +295,7 @@ def good(**changes):
         ({"level": 1.0}, ValueError, "level must be < 1"),
         ({"level": math.nan}, ValueError, "level"),
         ({"bounds": (1.0, 1.0)}, ValueError, "bounds"),
+        ({"bounds": (-1.7e308, 1.7e308)}, ValueError, "bounds must lie within"),
         ({"ambiguous": "maybe"}, ValueError, "ambiguous"),
     ],
 )

@@ -341,6 +341,7 @@ NAN = torch.full((4, 3), math.nan)
         (lambda: build_bvh(V, F + 1), ValueError, "faces must index"),
         (lambda: build_bvh(V / 0, F), ValueError, "vertices must be finite"),
         (lambda: build_bvh([0, 1, 2], F), TypeError, "vertices must be"),
+        (lambda: closest_point_on_mesh(P[:1].expand(2**40, 3), V, F), ValueError, "a copy of points .* does not fit"),
         (lambda: cast_rays(P, torch.zeros(4, 3), V, F), ValueError, "directions must not be zero, got 4"),
         (lambda: cast_rays(P, P[:3], V, F), ValueError, "directions must have shape"),
         (lambda: cast_rays(P, NAN, V, F), ValueError, "directions must be finite"),

@@ -381,6 +381,8 @@ TRIANGLE = dict(vertices=torch.eye(3), faces=torch.tensor([[0, 1, 2]]), resoluti
         (dict(band="4"), TypeError, "band must be a number"),
         (dict(bounds=(1.0, -1.0)), ValueError, "bounds must have low < high"),
         (dict(bounds=2.0), TypeError, "bounds must be a pair"),
+        (dict(bounds=(-1.7e308, 1.7e308)), ValueError, "bounds must lie within"),
+        (dict(vertices=torch.eye(3).to_sparse()), ValueError, "vertices must be a dense tensor"),
         (dict(face_batch=torch.zeros(2).int()), ValueError, "face_batch must have shape"),
         (dict(face_batch=torch.zeros(1)), ValueError, "face_batch must have dtype"),
         (dict(face_batch=torch.tensor([-1])), ValueError, r"face_batch must be in \[0, 32768\), got -1"),

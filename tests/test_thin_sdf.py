@@ -26,6 +26,9 @@ from cvctoolkit.ops.mesh.samples import height_field
 def test_thin_sdf_formula():
     udf = torch.tensor([0.0, 0.25, 0.5, 1.0, 3.0])
     assert torch.equal(udf_to_thin_sdf(udf, 1.0), torch.tensor([-1.0, -0.5, 0.0, 1.0, 1.0]))
+    assert torch.equal(udf_to_thin_sdf(torch.tensor([-1.0, math.inf]), 1.0), torch.tensor([-1.0, 1.0]))
+    assert udf_to_thin_sdf(torch.tensor([math.nan]), 1.0).isnan().all()
+    assert torch.equal(udf_to_thin_sdf(torch.zeros(2, dtype=torch.float64), 1e-300), -torch.ones(2).double())
 
 
 def test_bands_below_two_voxels_warn():
@@ -115,6 +118,10 @@ def test_chain_is_differentiable():
         (lambda: udf_to_thin_sdf([0.0], 1.0), TypeError),
         (lambda: udf_to_thin_sdf(torch.zeros(2), 0.0), ValueError),
         (lambda: udf_to_thin_sdf(torch.zeros(2).int(), 1.0), ValueError),
+        (lambda: udf_to_thin_sdf(torch.zeros(2), 1e-40), ValueError),
+        (lambda: udf_to_thin_sdf(torch.zeros(2).half(), 1e-300), ValueError),
+        (lambda: grid_to_world(torch.zeros(3), 8, bounds=(-1.7e308, 1.7e308)), ValueError),
+        (lambda: grid_to_world(torch.zeros(3), 8, samples=["center"]), TypeError),
         (lambda: thin_sdf_from_pointmap(torch.zeros(4, 4, 3), torch.ones(4, 5).bool(), 8, 2.0), ValueError),
         (lambda: thin_sdf_from_pointmap(torch.zeros(4, 4, 3), None, 8, 4.0), ValueError),
         (lambda: thin_sdf_from_pointmap(torch.zeros(4, 4), None, 8, 2.0), ValueError),

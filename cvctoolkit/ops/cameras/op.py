@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -72,9 +73,12 @@ def _broadcastable(op: str, name: str, a: torch.Size, b: torch.Size) -> None:
         raise ValueError(f"{op}: {name} has batch dimensions {list(a)} that do not broadcast with {list(b)}")
 
 
-def _size(op: str, width: int, height: int) -> None:
+def _size(op: str, width: int, height: int, cameras: Tensor) -> None:
     _checks.integer(op, "width", width, at_least=0)
     _checks.integer(op, "height", height, at_least=0)
+    # Six numbers per pixel, of all cameras: what no memory holds is refused before it is asked for.
+    size = math.prod(cameras.shape[:-2]) * max(width, 1) * max(height, 1) * 6 * cameras.element_size()
+    _checks.fits_memory(op, "a map of rays", size, cameras.device)
 
 
 def unproject_depth(
@@ -162,12 +166,12 @@ def camera_rays(Ks: Tensor, viewmats: Tensor, width: int, height: int, *, camera
 
     Raises:
         TypeError: Wrong argument types.
-        ValueError: Shapes, dtypes, devices or names do not fit.
+        ValueError: Shapes, dtypes, devices or names do not fit, or the rays would not fit into memory.
     """
     op = "camera_rays"
     _checks.tensor(op, "viewmats", viewmats, "... 4 4", _FLOATS)
     ortho = _cameras(op, Ks, viewmats, camera_model, None)
-    _size(op, width, height)
+    _size(op, width, height, viewmats)
     return Rays(*reference.camera_rays(Ks, viewmats, width, height, ortho))
 
 
@@ -186,14 +190,14 @@ def plucker_rays(Ks: Tensor, viewmats: Tensor, width: int, height: int, *, camer
 
     Raises:
         TypeError: Wrong argument types.
-        ValueError: Shapes, dtypes, devices or names do not fit.
+        ValueError: Shapes, dtypes, devices or names do not fit, or the rays would not fit into memory.
 
     Source: SPAD; depth-guided decoder, Sec. 3.4.
     """
     op = "plucker_rays"
     _checks.tensor(op, "viewmats", viewmats, "... 4 4", _FLOATS)
     ortho = _cameras(op, Ks, viewmats, camera_model, None)
-    _size(op, width, height)
+    _size(op, width, height, viewmats)
     return reference.plucker_rays(Ks, viewmats, width, height, ortho)
 
 

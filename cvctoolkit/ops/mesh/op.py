@@ -194,6 +194,8 @@ def _checked_mesh(op: str, vertices: Tensor, faces: Tensor) -> tuple[Tensor, Ten
 
 def _checked_queries(op: str, name: str, queries: Tensor, vertices: Tensor) -> Tensor:
     _checks.tensor(op, name, queries, "... 3", (vertices.dtype,), device=vertices.device)
+    if not queries.is_contiguous():  # an expanded tensor may be far larger than its memory
+        _checks.fits_memory(op, f"a copy of {name}", queries.numel() * queries.element_size(), queries.device)
     return queries.reshape(-1, 3).contiguous()
 
 

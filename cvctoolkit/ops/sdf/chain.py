@@ -82,6 +82,10 @@ def thin_sdf_from_pointmap(
     free = 2 * (band + 1) / resolution if margin is None else _checks.number(op, "margin", margin, at_least=0)
     if not free < 1:
         raise ValueError(f"{op}: a border of {free:g} leaves no room: raise resolution, or lower band or margin")
+    for name, limit in (("edge_rtol", edge_rtol), ("edge_atol", edge_atol)):
+        if limit is not None:
+            _checks.number(op, name, limit, at_least=0)
+    corner_triangles = _checks.flag(op, "corner_triangles", corner_triangles)
 
     valid = points.isfinite().all(-1)
     if mask is not None:

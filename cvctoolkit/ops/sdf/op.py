@@ -212,14 +212,19 @@ def udf_to_thin_sdf(udf: Tensor, threshold: float) -> Tensor:
         threshold: τ > 0, the band's half-width in world units: ``band * (bounds[1] - bounds[0]) / resolution``.
 
     Returns:
-        ``[...]`` in [−1, 1], negative within τ/2 of the mesh; 1 at and beyond τ, where the gradient is 0.
+        ``[...]`` in [−1, 1], in the dtype of ``udf``, negative within τ/2 of the mesh; 1 at and beyond τ, where the
+        gradient is 0. NaN stays NaN.
 
     Raises:
         TypeError: Wrong argument types.
-        ValueError: The dtype does not fit, or the threshold is not positive.
+        ValueError: The dtype does not fit, or the threshold is not positive, or too small for the dtype.
 
     Source: Consistent3DGen, Sec. 3.2.3, Fig. 3.
     """
     op = "udf_to_thin_sdf"
     _checks.tensor(op, "udf", udf, "...", _checks.FLOATING)
-    return (udf * (2 / _checks.number(op, "threshold", threshold, above=0)) - 1).clamp(max=1)
+    threshold = _checks.number(op, "threshold", threshold, above=0)
+    smallest = 2 / torch.finfo(torch.float64 if udf.dtype == torch.float64 else torch.float32).max
+    if threshold < smallest:  # the factor would be infinite, and 0 · ∞ is NaN
+        raise ValueError(f"{op}: threshold must be >= {smallest:g} for {udf.dtype}, got {threshold}")
+    return (udf * (2 / threshold) - 1).clamp(-1, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,14 +62,7 @@ def _check_values(op: str, coords: Tensor, batch_size: int, shape: Sequence[int]
 
 
 def _must_fit(op: str, like: Tensor, count: int) -> None:
-    """Refuses what no memory of the device can hold, before anything is allocated."""
-    size = count * like.element_size()
-    if like.device.type == "cuda":
-        memory = torch.cuda.get_device_properties(like.device).total_memory
-    else:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory:
-        raise ValueError(f"{op}: a volume of {size / 2**30:.1f} GiB does not fit: {memory / 2**30:.1f} GiB in all")
+    _checks.fits_memory(op, "a volume", count * like.element_size(), like.device)
 
 
 def _to_dense_native(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
 from cvctoolkit._library import Operator, define_op, dynamic_sizes
 from cvctoolkit._native import kernels as _native
@@ -246,11 +247,12 @@ def voxel_intersection(
         depends on the data: on CUDA this synchronises once.
 
     Raises:
-        TypeError: An argument is no tensor.
+        TypeError: Wrong argument types.
         ValueError: Shapes, dtypes, devices or backend do not fit; a row is no voxel; a voxel is repeated.
     """
     op = "voxel_intersection"
-    return VoxelIntersection(*_voxel_intersection(*_pair(op, a, b), bool(assume_unique), backend=backend))
+    assume_unique = _checks.flag(op, "assume_unique", assume_unique)
+    return VoxelIntersection(*_voxel_intersection(*_pair(op, a, b), assume_unique, backend=backend))
 
 
 def voxel_difference(
@@ -270,11 +272,12 @@ def voxel_difference(
         CUDA this synchronises once.
 
     Raises:
-        TypeError: An argument is no tensor.
+        TypeError: Wrong argument types.
         ValueError: Shapes, dtypes, devices or backend do not fit; a row is no voxel; a voxel of ``a`` is repeated.
     """
     op = "voxel_difference"
-    return VoxelDifference(*_voxel_difference(*_pair(op, a, b), bool(assume_unique), backend=backend))
+    assume_unique = _checks.flag(op, "assume_unique", assume_unique)
+    return VoxelDifference(*_voxel_difference(*_pair(op, a, b), assume_unique, backend=backend))
 
 
 def voxel_isin(a: Tensor, b: Tensor, *, backend: str | None = None) -> Tensor:
@@ -316,10 +319,11 @@ def voxel_lookup(coords: Tensor, query: Tensor, *, assume_unique: bool = False, 
         ``coords`` the lowest counts, and one that is no voxel matches nothing.
 
     Raises:
-        TypeError: An argument is no tensor.
+        TypeError: Wrong argument types.
         ValueError: Shapes, dtypes, devices or backend do not fit; a row of ``coords`` is no voxel, or a voxel is
             repeated (on a CPU).
     """
     op = "voxel_lookup"
+    assume_unique = _checks.flag(op, "assume_unique", assume_unique)
     pair = _pair(op, coords, query, ("coords", "query"))
-    return _voxel_lookup(*pair, bool(assume_unique), backend=backend)
+    return _voxel_lookup(*pair, assume_unique, backend=backend)
