@@ -42,7 +42,7 @@ def load(size: int) -> PointMap:
     path = DATA / f"{scene}_{size}.npz"
     if not path.exists():
         DATA.mkdir(exist_ok=True)
-        np.savez(path, **_make(scene, size)._asdict())
+        np.savez(path, **make(scene, size)._asdict())
     with np.load(path) as stored:
         return PointMap(scene, *(stored[name] for name in PointMap._fields[1:]))
 
@@ -79,7 +79,7 @@ def morton_order(points: np.ndarray) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
-def _make(scene: str, size: int) -> PointMap:
+def make(scene: str, size: int) -> PointMap:
     origins, directions = camera_rays(size)
     t = (_cast_bunny if scene == "bunny" else _cast_spheres)(origins, directions)
     hit = np.isfinite(t)

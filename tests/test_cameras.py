@@ -28,6 +28,7 @@ from cvctoolkit.ops import (
     z_to_ray_depth,
 )
 from cvctoolkit.ops.cameras.samples import intrinsics, poses
+from tests.oracles import oracle
 
 seeds = st.integers(0, 2**16)
 models = st.sampled_from(["pinhole", "ortho"])
@@ -144,7 +145,7 @@ class TestConverters:
     @pytest.mark.parametrize("depth_type", ["z", "ray"])
     def test_kornia(self, depth_type):
         """kornia's pixels have integer centres: adding ½ to the principal point turns its K into ours."""
-        kornia = pytest.importorskip("kornia.geometry")
+        kornia = oracle("kornia.geometry")
         depth, Ks, _ = scene(3)
         Ks[:, 0, 1] = 0  # kornia has no skew
         shifted = Ks.clone()

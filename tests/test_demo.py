@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("trimesh")
-pytest.importorskip("matplotlib")
-Image = pytest.importorskip("PIL.Image")
+from tests.oracles import oracle
+
+oracle("trimesh")
+oracle("matplotlib")
+Image = oracle("PIL.Image")
 
 from cvctoolkit import demo  # noqa: E402
 from cvctoolkit.demo import inputs, pictures  # noqa: E402
@@ -77,14 +79,14 @@ def test_depth_and_photograph(tmp_path, points, capsys):
 
 
 def test_motorcycle_is_the_default(tmp_path):
-    pytest.importorskip("skimage")
+    oracle("skimage")
     status, out = run(tmp_path)
     assert status == 0
     assert_complete(out, "motorcycle")
 
 
 def test_motorcycle_geometry():
-    pytest.importorskip("skimage")
+    oracle("skimage")
     view = inputs.motorcycle()
     assert view.depth.shape == (500, 741) and view.image.shape == (1, 500, 741, 3)
     known = view.depth.isfinite()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cvctoolkit import ops
 from cvctoolkit.ops.distillation.samples import alphas_cumprod
+from tests.oracles import oracle
 
 BACKENDS = ["native", "reference"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -148,7 +149,7 @@ class TestFormulas:
 
 
 def scheduler(name, **options):
-    return getattr(pytest.importorskip("diffusers"), name)(**options)
+    return getattr(oracle("diffusers"), name)(**options)
 
 
 class TestDiffusers:

@@ -3,14 +3,14 @@
 import runpy
 from pathlib import Path
 
-import pytest
+from tests.oracles import oracle
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_attention_finds_the_surface_round_a_noisy_depth(tmp_path, capsys):
-    pytest.importorskip("skimage")
-    pytest.importorskip("matplotlib").use("Agg")
+    oracle("skimage")
+    oracle("matplotlib").use("Agg")
     runpy.run_path(str(EXAMPLES / "epipolar_motorcycle.py"))["main"](["--out", str(tmp_path)])
     true, noisy, attention = (float(line.split()[-2]) for line in capsys.readouterr().out.splitlines())
     assert true > noisy + 3 and attention > noisy + 4
@@ -18,8 +18,8 @@ def test_attention_finds_the_surface_round_a_noisy_depth(tmp_path, capsys):
 
 
 def test_the_voxel_chain_keeps_the_front_and_completes_it(tmp_path, capsys):
-    pytest.importorskip("skimage")
-    pytest.importorskip("matplotlib").use("Agg")
+    oracle("skimage")
+    oracle("matplotlib").use("Agg")
     runpy.run_path(str(EXAMPLES / "voxel_chain.py"))["main"](["--out", str(tmp_path)])
     shell, cells, (kept, seam), (union, fixed) = (
         [int(word) for word in line.split() if word.isdigit()] if "," in line else int(line.split(": ")[1].split()[0])
@@ -31,7 +31,7 @@ def test_the_voxel_chain_keeps_the_front_and_completes_it(tmp_path, capsys):
 
 
 def test_distillations_differ_as_their_formulas_say(tmp_path, capsys):
-    pytest.importorskip("matplotlib").use("Agg")
+    oracle("matplotlib").use("Agg")
     runpy.run_path(str(EXAMPLES / "distillation_toy.py"))["main"](["--out", str(tmp_path), "--steps", "250"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")][3:]
     found = {(method.strip(), kind.strip()): [float(v) for v in values] for method, kind, *values in rows}
@@ -46,7 +46,7 @@ def test_distillations_differ_as_their_formulas_say(tmp_path, capsys):
 
 
 def test_completion_ends_where_its_mode_says(tmp_path):
-    pytest.importorskip("matplotlib").use("Agg")
+    oracle("matplotlib").use("Agg")
     example = runpy.run_path(str(EXAMPLES / "masked_flow.py"))
     errors = example["main"](["--out", str(tmp_path), "--seeds", "1"])
     strengths = example["STRENGTHS"]
@@ -60,7 +60,7 @@ def test_completion_ends_where_its_mode_says(tmp_path):
 
 
 def test_a_sparse_autoencoder_learns_a_shell(tmp_path, capsys):
-    pytest.importorskip("matplotlib").use("Agg")
+    oracle("matplotlib").use("Agg")
     example = runpy.run_path(str(EXAMPLES / "sparse_vae.py"))
     ious = example["main"](["--out", str(tmp_path), "--resolution", "20", "--steps", "40", "--shapes", "1"])
     assert len(ious) == 1 and ious[0] > 0.6  # of voxels that the decoder itself made

@@ -13,6 +13,7 @@ from cvctoolkit import _native
 from cvctoolkit.ops import FlowSampler, cfg_combine, flow_sigmas, flow_step, masked_flow_step
 from cvctoolkit.ops.flow import samples as flow_samples
 from cvctoolkit.ops.flow.op import MODES
+from tests.oracles import oracle
 
 BACKENDS = ["native", "reference"]
 backends = st.sampled_from(BACKENDS)
@@ -122,7 +123,7 @@ def test_cfg_combine_is_both_published_forms(formulation, scale, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rescale_is_that_of_diffusers(backend):
-    module = pytest.importorskip("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
+    module = oracle("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
     cond, uncond = draw(2, 3, 4, 8, 8, count=2, dtype=torch.float32)
     guided = uncond + 7.5 * (cond - uncond)
     expected = module.rescale_noise_cfg(guided, cond, guidance_rescale=0.7)
@@ -163,7 +164,7 @@ def drift(x, t, sign=1.0):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shift,num_steps", [(1.0, 10), (3.0, 30)])
 def test_the_sampler_is_diffusers_scheduler_step_for_step(shift, num_steps, dtype):
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = oracle("diffusers")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(num_steps)
     sigmas = flow_sigmas(num_steps, shift=shift)
@@ -191,7 +192,7 @@ def test_the_sampler_is_diffusers_scheduler_step_for_step(shift, num_steps, dtyp
 
 
 def test_one_step_is_diffusers_step_and_stochastic_sampling_is_feedback():
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = oracle("diffusers")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(12)
     x, v = draw(7, 3, 4, 6, 6, count=2, dtype=torch.float32)

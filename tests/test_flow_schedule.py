@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 
 from cvctoolkit.ops import FlowSampler, feedback, flow_sigmas, flow_step, refine
+from tests.oracles import oracle
 
 SHAPE = (2, 3, 4, 4)
 
@@ -39,7 +40,7 @@ def test_diffusers_shifts_twice_and_trellis_once():
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 7.0])
 @pytest.mark.parametrize("steps", [1, 2, 15, 50])
 def test_sigmas_are_those_of_diffusers(steps, shift):
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = oracle("diffusers")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(steps)
     torch.testing.assert_close(flow_sigmas(steps, shift=shift).float(), scheduler.sigmas, rtol=2e-6, atol=1e-7)
@@ -59,7 +60,7 @@ def test_bad_schedules_are_refused(arguments):
 
 
 def test_implied_noise_is_the_ddim_step_of_diffusers():
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = oracle("diffusers")
     scheduler = diffusers.DDIMScheduler(prediction_type="sample", clip_sample=False, set_alpha_to_one=True)
     scheduler.set_timesteps(20)
     table = scheduler.alphas_cumprod
@@ -72,7 +73,7 @@ def test_implied_noise_is_the_ddim_step_of_diffusers():
 
 
 def test_renoise_is_add_noise_of_diffusers():
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = oracle("diffusers")
     scheduler = diffusers.DDPMScheduler()
     x, x0, noise = (t.float() for t in draw(1, 3))
     times = torch.tensor([7, 912])
@@ -82,7 +83,7 @@ def test_renoise_is_add_noise_of_diffusers():
 
 
 def test_renoise_on_the_flow_path_is_stochastic_sampling_of_diffusers():
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = oracle("diffusers")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     scheduler.set_timesteps(9)
     x, v = (t.float() for t in draw(2, 2))
@@ -181,7 +182,7 @@ def test_exact_refinement_starts_at_its_strength_and_returns_what_exact_velociti
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 0.95, 1.0])
 def test_truncation_is_that_of_diffusers_pipelines(strength):
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = oracle("diffusers")
     x, noise = (t.float() for t in draw(8, 2))
     scheduler = diffusers.DDIMScheduler()
     scheduler.set_timesteps(30)

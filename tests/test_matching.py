@@ -8,8 +8,9 @@ from hypothesis import given
 
 from cvctoolkit.ops import adjacent_pairs, cvc_score, reciprocal_matches
 from cvctoolkit.ops.matching.op import matches_by_bvh
+from tests.oracles import oracle
 
-spatial = pytest.importorskip("scipy.spatial")
+spatial = oracle("scipy.spatial")
 BACKENDS = ["native", "reference"]
 
 #: Random, on a coarse lattice (ties and duplicates), on a line, all in one place, huge and tiny.

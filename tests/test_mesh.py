@@ -11,6 +11,7 @@ from hypothesis import given
 from cvctoolkit.ops import build_bvh, cast_rays, closest_point_on_mesh, vertex_normals
 from cvctoolkit.ops.mesh.samples import cube, height_field, soup
 from tests.meshes import assert_same, generator, meshes, queries
+from tests.oracles import oracle
 
 # --- against brute force ----------------------------------------------------------------------------------------------
 
@@ -72,6 +73,9 @@ def test_a_deep_tree_with_a_leaf_half_full():
 # --- oracles that nobody here wrote -----------------------------------------------------------------------------------
 
 
+TOLERANCE = 4e-6  # 2e-6 of the bounds' width, 2
+
+
 def surface_and_points(n=20_000):
     g = generator(5)
     mesh = height_field(g, 60)
@@ -90,11 +94,11 @@ def test_distances_agree_with_open3d():
     mesh, points = surface_and_points()
     scene, tensor = open3d_scene(**mesh)
     expected = scene.compute_distance(tensor(points)).numpy()
-    assert np.abs(closest_point_on_mesh(points, **mesh).distance.numpy() - expected).max() < 4e-6
+    assert np.abs(closest_point_on_mesh(points, **mesh).distance.numpy() - expected).max() < TOLERANCE
 
 
 def test_distances_agree_with_libigl():
-    igl = pytest.importorskip("igl")
+    igl = oracle("igl")
     mesh, points = surface_and_points()
     v, f, p = mesh["vertices"].double().numpy(), mesh["faces"].numpy(), points.double().numpy()
     squared, face_index, nearest = igl.point_mesh_squared_distance(p, v, f)[:3]
@@ -106,20 +110,73 @@ def test_distances_agree_with_libigl():
     assert np.abs(ours.numpy() - nearest)[same].max() < 1e-5
 
 
-def test_rays_agree_with_open3d():
+def test_distances_agree_with_fcpw():
+    fcpw = oracle("fcpw")
     mesh, points = surface_and_points()
-    directions = torch.randn(points.shape, generator=generator(1))
+    hits = fcpw.interaction_3D_list()
+    by_columns = np.asfortranarray(points.numpy())
+    fcpw_scene(**mesh).find_closest_points(by_columns, np.full(len(points), np.inf, np.float32), hits, False)
+    expected = np.array([hit.d for hit in hits])
+    assert np.abs(closest_point_on_mesh(points, **mesh).distance.numpy() - expected).max() < TOLERANCE
+
+
+def fcpw_scene(vertices, faces):
+    fcpw = oracle("fcpw")
+    scene = fcpw.scene_3D()
+    scene.set_object_count(1)
+    scene.set_object_vertices(vertices.numpy(), 0)
+    scene.set_object_triangles(faces.int().numpy(), 0)
+    scene.build(fcpw.aggregate_type.bvh_surface_area, True, False, False)
+    return scene
+
+
+def rays(n=20_000):
+    mesh, points = surface_and_points(n)
+    directions = torch.nn.functional.normalize(torch.randn(points.shape, generator=generator(1)), dim=1)
+    return mesh, points, directions, cast_rays(points, directions, **mesh)
+
+
+def assert_same_hits(result, t, face_index):
+    """Distances within the tolerance, and the same faces but where two of them are that near each other."""
+    hit = np.isfinite(t)
+    assert np.array_equal(result.t.isfinite().numpy(), hit) and 0.2 < hit.mean() < 0.9
+    assert np.abs(result.t.numpy() - t)[hit].max() < TOLERANCE
+    assert (result.face_index.numpy()[hit] == face_index[hit]).mean() > 0.999
+
+
+def test_rays_agree_with_open3d():
+    mesh, points, directions, result = rays()
     scene, tensor = open3d_scene(**mesh)
-    expected = scene.cast_rays(tensor(torch.cat([points, directions], 1)))["t_hit"].numpy()
-    t = cast_rays(points, directions, **mesh).t.numpy()
-    hit = np.isfinite(t) & np.isfinite(expected)
-    assert (np.isfinite(t) != np.isfinite(expected)).mean() < 1e-3  # a border or an origin on the surface
-    assert np.median(np.abs(t - expected)[hit]) < 1e-6
-    assert hit.mean() > 0.2 and (np.abs(t - expected)[hit] > 1e-4 * (1 + expected[hit])).mean() < 1e-3
+    expected = scene.cast_rays(tensor(torch.cat([points, directions], 1)))
+    assert_same_hits(result, expected["t_hit"].numpy(), expected["primitive_ids"].numpy().astype(np.int64))
+
+
+def test_rays_agree_with_fcpw():
+    fcpw = oracle("fcpw")
+    mesh, points, directions, result = rays()
+    found = fcpw.interaction_3D_list()
+    origins, towards = (np.asfortranarray(x.numpy()) for x in (points, directions))
+    fcpw_scene(**mesh).intersect(origins, towards, np.full(len(points), np.inf, np.float32), found, False)
+    face_index = np.array([hit.primitive_index for hit in found])
+    hit = (face_index >= 0) & (face_index < len(mesh["faces"]))
+    assert_same_hits(result, np.where(hit, [hit.d for hit in found], np.inf), face_index)
+
+
+def test_rays_agree_with_libigl():
+    """Every triangle against every ray, in float64."""
+    igl = oracle("igl")
+    mesh, points, directions, result = rays(2000)
+    v, f = mesh["vertices"].double().numpy(), mesh["faces"].long().numpy()
+    t, face_index = np.full(len(points), np.inf), np.full(len(points), -1)
+    for k, ray in enumerate(zip(points.double().numpy(), directions.double().numpy())):
+        for face, distance, *_ in igl.ray_mesh_intersect(*ray, v, f) or ():
+            if 0 <= distance < t[k]:
+                t[k], face_index[k] = distance, face
+    assert_same_hits(result, t, face_index)
 
 
 def test_normals_agree_with_trimesh():
-    trimesh = pytest.importorskip("trimesh")
+    trimesh = oracle("trimesh")
     sphere = trimesh.creation.icosphere(subdivisions=2)
     vertices, faces = torch.tensor(sphere.vertices), torch.tensor(sphere.faces)
     rough = vertices * (1 + 0.1 * torch.rand(len(vertices), 1, generator=generator(0), dtype=torch.float64))
@@ -173,7 +230,7 @@ def test_what_does_not_change_a_hit(seed):
 
 
 def test_no_ray_leaks_through_a_closed_surface():
-    trimesh = pytest.importorskip("trimesh")
+    trimesh = oracle("trimesh")
     sphere = trimesh.creation.icosphere(subdivisions=3)
     vertices, faces = torch.tensor(sphere.vertices).float(), torch.tensor(sphere.faces)
     edges = vertices[torch.tensor(sphere.edges_unique)]

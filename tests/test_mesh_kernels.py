@@ -13,6 +13,7 @@ from cvctoolkit.ops import build_bvh, cast_rays, closest_point_on_mesh
 from cvctoolkit.ops.mesh.samples import height_field
 from tests.meshes import assert_same, generator, meshes, queries
 from tests.native import native_module
+from tests.oracles import oracle
 
 # --- single triangles -------------------------------------------------------------------------------------------------
 
@@ -77,7 +78,7 @@ def test_hilbert_curve_visits_neighbours():
 
 
 def test_triangle_agrees_with_trimesh():
-    trimesh = pytest.importorskip("trimesh")
+    trimesh = oracle("trimesh")
     rng = np.random.default_rng(0)
     triangles, points = rng.normal(size=(500, 3, 3)), rng.normal(size=(500, 3)) * 2
     nearest = trimesh.triangles.closest_point(triangles, points)

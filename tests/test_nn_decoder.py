@@ -8,8 +8,9 @@ import torch
 from cvctoolkit.nn import DepthTruncatedEpipolarAttention, EpipolarUpBlock, add_epipolar_attention
 from cvctoolkit.ops import intrinsics_from_extent
 from cvctoolkit.ops.cameras.samples import poses
+from tests.oracles import oracle
 
-diffusers = pytest.importorskip("diffusers")
+diffusers = oracle("diffusers")
 
 VIEWS, SIDE = 3, 16
 

@@ -5,6 +5,7 @@ import torch
 
 from cvctoolkit import nn, ops
 from cvctoolkit.ops.distillation.samples import alphas_cumprod
+from tests.oracles import oracle
 
 TABLE = alphas_cumprod(1000)
 
@@ -88,7 +89,7 @@ def test_times_are_drawn_inside_their_range_and_anneal():
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_a_diffusers_unet(kind):
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = oracle("diffusers")
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
@@ -120,7 +121,7 @@ def test_a_diffusers_unet(kind):
 
 
 def test_a_diffusers_flow_scheduler():
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = oracle("diffusers")
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     seen = []
 

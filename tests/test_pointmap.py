@@ -21,6 +21,7 @@ from cvctoolkit.ops import (
     unproject_depth,
 )
 from tests.native import native_module
+from tests.oracles import oracle
 
 masks = st.builds(
     lambda h, w, seed, keep: torch.rand(h, w, generator=torch.Generator().manual_seed(seed)) < keep,
@@ -118,7 +119,7 @@ def test_device_pipeline_on_the_host(mask, corners, paper):
 
 
 def test_trimesh_agrees_on_a_sphere_patch():
-    trimesh = pytest.importorskip("trimesh")
+    trimesh = oracle("trimesh")
     v, u = torch.meshgrid(torch.linspace(-0.5, 0.5, 30), torch.linspace(-0.5, 0.5, 40), indexing="ij")
     points = torch.stack([u, v, 2 - (1 - u * u - v * v).sqrt()], -1)
     mesh = pointmap_to_mesh(points)

@@ -19,6 +19,7 @@ from cvctoolkit.ops.sdf.narrow_band_samples import ROUNDING, assert_same_band, b
 from cvctoolkit.ops.sdf.reference import voxel_centers
 from cvctoolkit.testing import assert_gradients_close
 from tests.native import native_module
+from tests.oracles import oracle
 
 BACKENDS = ["native", "reference"]
 ISAS = ["baseline", "avx2", "avx512"]
@@ -293,7 +294,7 @@ def test_meshes_outside_give_the_voxels_inside():
 
 def test_oracles():
     """libigl in float64 and Open3D: the distances of the band, and that just outside it nothing is nearer."""
-    igl = pytest.importorskip("igl")
+    igl = oracle("igl")
     mesh = height_field(generator(5), 60)
     vertices, faces, resolution, band = mesh["vertices"], mesh["faces"].int(), 120, 3.0
     coords, udf, _ = narrow_band_udf(vertices, faces, resolution, band)

@@ -21,6 +21,7 @@ from cvctoolkit.ops import (
 )
 from cvctoolkit.ops.mesh import reference as mesh_reference
 from cvctoolkit.ops.mesh.samples import height_field
+from tests.oracles import oracle
 
 
 def test_thin_sdf_formula():
@@ -53,7 +54,7 @@ def test_corner_grids(resolution, bounds):
 
 def test_dense_marching_cubes_of_a_corner_grid_agrees():
     """scikit-image on linspace(-1, 1, R) and ours on the same samples: the same sphere."""
-    measure = pytest.importorskip("skimage.measure")
+    measure = oracle("skimage.measure")
     resolution = 24
     index = torch.cartesian_prod(*[torch.arange(resolution)] * 3)
     sdf = grid_to_world(index.double(), resolution, samples="corner").norm(dim=-1) - 0.7

@@ -23,6 +23,7 @@ from cvctoolkit.ops import (
     voxel_isin,
 )
 from cvctoolkit.ops.voxels.dense_samples import distinct
+from tests.oracles import oracle
 
 BACKENDS = ["native", "reference"]
 seeds = st.integers(0, 2**16)
@@ -41,7 +42,7 @@ class TestDilate:
     @given(seeds, st.sampled_from([0.0, 0.02, 0.3]), st.tuples(*[st.sampled_from([1, 3, 5])] * 3), st.booleans())
     @settings(max_examples=25)
     def test_scipy_agrees(self, backend, seed, share, sizes, ordered):
-        ndimage = pytest.importorskip("scipy.ndimage")
+        ndimage = oracle("scipy.ndimage")
         kernel = torch.rand(sizes, generator=generator(seed)) < 0.5
         coords = some_voxels(seed, share, ordered)
         dense = np.zeros((2, 9, 8, 7), bool)
