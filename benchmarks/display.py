@@ -6,21 +6,32 @@ import traceback
 from contextlib import contextmanager
 from typing import Any
 
-from benchmarks.results import duration, megabytes
+from benchmarks.results import YARDSTICK, duration, megabytes, of_copy, verdict
 
-HEADINGS = ("contestant", "median", "min", "rounds", "× best exact peer", "peak MB", "beyond result", "result")
+HEADINGS = (
+    "contestant",
+    "median",
+    "min",
+    "rounds",
+    "× best exact peer",
+    "of copy",
+    "peak MB",
+    "beyond result",
+    "result",
+)
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row as text, under `HEADINGS`."""
+def cells(row: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    """A row of a workload's rows as text, under `HEADINGS`."""
     return (
         row["contestant"],
         duration(row["median_s"]),
         duration(row["min_s"]),
         str(row["rounds"]),
         "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        of_copy(row, rows),
         *megabytes(row),
-        "exact" if row["exact"] == "yes" else f"inexact: {row['exact']}",
+        verdict(row),
     )
 
 
@@ -39,8 +50,8 @@ class Plain:
             print(
                 "  "
                 + " | ".join(
-                    f"{h} {c}" if h in ("min", "peak MB", "beyond result") else c
-                    for h, c in zip(HEADINGS, cells(row), strict=True)
+                    f"{h} {c}" if h in ("min", "of copy", "peak MB", "beyond result") else c
+                    for h, c in zip(HEADINGS, cells(row, rows), strict=True)
                 )
             )
 
@@ -69,7 +80,9 @@ class Rich(Plain):
         for heading in HEADINGS:
             table.add_column(heading, justify="left" if heading in ("contestant", "result") else "right")
         for row in sorted(rows, key=lambda r: r["median_s"]):
-            table.add_row(*map(Text, cells(row)), style=None if row["exact"] == "yes" else "yellow")
+            table.add_row(
+                *map(Text, cells(row, rows)), style={"yes": None, YARDSTICK: "dim"}.get(row["exact"], "yellow")
+            )
         self.progress.console.print(table)
 
     def failure(self, title: str) -> None:

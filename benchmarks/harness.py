@@ -3,6 +3,8 @@
 A *contestant* is one of our backends (per instruction set) or a peer library. The first run of each is compared with
 the result of the contestant marked as ``truth``; whoever differs is shown as inexact and gets no ratio. The ratio of
 an exact contestant is (median of the best exact peer) / (its own median): above 1 it is faster than every exact peer.
+A *yardstick* does none of the work: it moves as many bytes as the work must move. It is timed with the others, and is
+no peer.
 """
 
 from __future__ import annotations
@@ -78,6 +80,7 @@ class Contestant:
         truth: Whether its result is what the others are compared with (one per workload).
         isa: For ours: the instruction set that the CPU kernels are restricted to.
         warm_up: Called once in every process before the first run; not measured. Compiles.
+        yardstick: Does none of the work: neither checked nor ranked.
     """
 
     name: str
@@ -88,10 +91,11 @@ class Contestant:
     truth: bool = False
     isa: str = ""
     warm_up: Callable[[], Any] = lambda: None
+    yardstick: bool = False
 
     @property
     def is_ours(self) -> bool:
-        return not self.package and not self.version
+        return not self.package and not self.version and not self.yardstick
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,22 @@ def ours(
             if granted == wish:
                 found.append(Contestant(f"cvctoolkit ({wish})", run, isa=wish, **extra))
     return found
+
+
+def copy_of(read: int, written: int, device: str = "cpu") -> Contestant:
+    """The yardstick: reads and writes so many bytes with torch's own kernels, into new memory like any operator."""
+    source, size = torch.ones(read // 4, device=device), written // 4
+
+    def run() -> torch.Tensor:
+        target, both = source.new_empty(size), min(size, len(source))
+        target[:both].copy_(source[:both])
+        if both < size:
+            target[both:].fill_(1)
+        elif both < len(source):
+            source[both:].sum()
+        return target
+
+    return Contestant(results.COPY, run, yardstick=True)
 
 
 def with_truth(contestants: list[Contestant], preferred: str) -> list[Contestant]:
@@ -282,9 +302,10 @@ def measure(workload: Workload, settings: Settings, report: Callable[[str], None
         size, found = bytes_of(result), contestant.read(result)
         if contestant.truth:
             truth, items = found, prepared.items(found)
-        verdict = "" if contestant.truth else prepared.check(found, truth)
+        unchecked = contestant.truth or contestant.yardstick
+        verdict = "" if unchecked else prepared.check(found, truth)
         del result, found
-        if fresh and seconds < MEMORY_RUN_LIMIT_S:
+        if fresh and seconds < MEMORY_RUN_LIMIT_S and not contestant.yardstick:
             peak = peak_in_fresh_process(workload, contestant, settings)
         # A first run includes page faults and thread start-up: it counts only where more would take too long.
         times = [seconds] if seconds > ONE_RUN_S else [_run(contestant, settings)[0]]
@@ -313,7 +334,8 @@ def measure(workload: Workload, settings: Settings, report: Callable[[str], None
 def _rows(
     workload: Workload, prepared: Prepared, measured: list[_Measurement], items: int | None, settings: Settings
 ) -> list[dict]:
-    peers = [statistics.median(m.times) for m in measured if not m.contestant.is_ours and not m.verdict]
+    ranked = [m for m in measured if not m.verdict and not m.contestant.yardstick]
+    peers = [statistics.median(m.times) for m in ranked if not m.contestant.is_ours]
     least = prepared.floor_bytes + prepared.bytes_per_item * (items or 0)
     floor = least / machine.bandwidth(settings.device) if least else None
     rows = []
@@ -325,12 +347,12 @@ def _rows(
                 family=workload.family,
                 workload=workload.name,
                 contestant=m.contestant.name,
-                exact=m.verdict or "yes",
+                exact=results.YARDSTICK if m.contestant.yardstick else m.verdict or "yes",
                 median_s=median,
                 min_s=min(m.times),
                 rounds=len(m.times),
-                ratio=min(peers) / median if peers and not m.verdict else None,
-                peak_bytes=m.peak_bytes,
+                ratio=min(peers) / median if peers and m in ranked else None,
+                peak_bytes=None if m.contestant.yardstick else m.peak_bytes,
                 result_bytes=m.result_bytes,
                 items=items,
                 floor_s=floor,

@@ -23,7 +23,9 @@ Every contestant of a workload does the same work on the same data in one interl
 - **×**: speed-up over the best *exact* peer, its median time divided by the contestant's. A contestant whose result
   differs is marked with what is wrong and gets no figure.
 - **ours vs it**: the peer's time divided by that of our best row.
-- **floor**: how many times longer than a plain copy of the inputs and outputs it takes.
+- **floor**: how many times longer it takes than a plain copy of the inputs and outputs, into memory that is in use.
+- **of copy**: where a *copy of the same bytes* took part: its time divided by the contestant's. It reads as many bytes
+  as the inputs have and writes as many as the outputs have, by torch's copy, into new memory as every operator does.
 - **peak MB**: memory on top of the inputs, results included; **beyond result** leaves those out, as every exact
   contestant makes them; **B/item** divides the peak by the voxels or triangles made.
 
@@ -85,12 +87,14 @@ def _table(family: str, workload: str, rows: list[dict[str, Any]]) -> str:
     best = next((r["median_s"] for r in rows if _is_ours(r) and r["exact"] == "yes"), None)
     gpu = rows[0]["device"] == "cuda"
     items = rows[0]["items"]
+    copied = any(r["exact"] == results.YARDSTICK for r in rows)
     headings = [
         "contestant",
         *(["time"] if gpu else []),
         "×",
         "ours vs it",
         "floor",
+        *(["of copy"] if copied else []),
         "peak MB",
         "beyond result",
         "B/item",
@@ -105,9 +109,10 @@ def _table(family: str, workload: str, rows: list[dict[str, Any]]) -> str:
         cells += [f"{r['ratio']:.3g}" if r["ratio"] else ""]
         cells += [f"{r['median_s'] / best:.3g}×" if best and not ours else ""]
         cells += [f"{r['median_s'] / r['floor_s']:,.0f}×" if r["floor_s"] else ""]
+        cells += [results.of_copy(r, rows)] if copied else []
         cells += results.megabytes(r)
         cells += [f"{r['peak_bytes'] / items:.0f}" if items and r["peak_bytes"] is not None else ""]
-        cells += ["exact" if r["exact"] == "yes" else f"inexact: {r['exact']}"]
+        cells += [results.verdict(r)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -166,7 +171,7 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> bool:
     bars: list[tuple[str, float, str]] = []
     for _, workload, group in _workloads(rows):
         best = next((r["median_s"] for r in group if _is_ours(r) and r["exact"] == "yes"), None)
-        peers = [r for r in group if not _is_ours(r)]
+        peers = [r for r in group if not _is_ours(r) and r["exact"] != results.YARDSTICK]
         if best is None or not peers or _SIZE.fullmatch(workload):
             continue
         bars.append((workload, 0.0, ""))

@@ -13,6 +13,8 @@ COLUMNS = (
     "family", "workload", "contestant", "exact", "median_s", "min_s", "rounds", "ratio", "peak_bytes",
     "result_bytes", "items", "floor_s", "device", "threads", "isa", "versions", "date",
 )  # fmt: skip
+YARDSTICK = "moves the bytes only"  # in place of "yes": it does none of the work
+COPY = "copy of the same bytes"
 NUMBERS = {
     **dict.fromkeys(("median_s", "min_s", "ratio", "floor_s"), float),
     **dict.fromkeys(("rounds", "peak_bytes", "result_bytes", "items"), int),
@@ -60,6 +62,17 @@ def megabytes(row: dict[str, Any]) -> tuple[str, str]:
     if peak is None:
         return "", ""
     return f"{peak / 1e6:.0f}", "" if result is None else f"{max(peak - result, 0) / 1e6:.0f}"
+
+
+def of_copy(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Its share of the bandwidth at which the same bytes are copied into new memory; empty where nobody copied."""
+    copies = [r["median_s"] for r in rows if r["exact"] == YARDSTICK]
+    return f"{100 * copies[0] / row['median_s']:.0f} %" if copies else ""
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """What the check found."""
+    return {"yes": "exact", YARDSTICK: YARDSTICK}.get(row["exact"], f"inexact: {row['exact']}")
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """Dense ↔ sparse, dilation, cuts, resampling and trilinear sampling, against plain torch, SciPy and NumPy.
 
 The voxels are the narrow band of the scene's mesh. Peers that need a dense volume get it for nothing: only what they do
-with it is timed.
+with it is timed. Most of this work is movement, so every workload states the bytes that it must read (inputs, once) and
+write (outputs, once), and a copy of as many bytes takes part.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import workload
-from benchmarks.harness import Contestant, Prepared, Settings, Workload, ours
+from benchmarks.harness import Contestant, Prepared, Settings, Workload, copy_of, ours
 from cvctoolkit import ops
 
 BAND = 2
+COORD, ROW = 16, 8  # bytes of a voxel's coordinates, of a row index
 
 
 @functools.cache
@@ -62,13 +64,14 @@ def _prepared(
     run: Callable[..., Any],
     peers: Peers,
     settings: Settings,
-    floor_bytes: int,
+    reads: int,
+    writes: int,
     *,
     tolerance: float = 0.0,
     reference: bool = True,
     read: Callable[[Any], Any] = _arrays,
 ) -> Prepared:
-    """The first peer is the truth; our native kernels and our reference follow."""
+    """The first peer is the truth; our native kernels, our reference and a copy of the same bytes follow."""
     found = [
         Contestant(name, peer, read=read, package=package, truth=k == 0)
         for k, (name, package, peer) in enumerate(peers)
@@ -76,7 +79,8 @@ def _prepared(
     found += ours(lambda device: run, settings, by_isa=False, on_cpu_too=False, read=read)
     if reference:
         found.append(Contestant("cvctoolkit (reference)", lambda: run(backend="reference"), read=read))
-    return Prepared(found, _compare(tolerance), floor_bytes=floor_bytes, items=lambda truth: len(truth[0]))
+    found.append(copy_of(reads, writes, settings.device))
+    return Prepared(found, _compare(tolerance), floor_bytes=reads + writes, items=lambda truth: len(truth[0]))
 
 
 def _keys(coords: Tensor) -> Tensor:
@@ -104,7 +108,8 @@ def _occupancy(resolution: int):
             lambda **backend: ops.occupancy_to_coords(volume, 0.5, **backend),
             peers,
             settings,
-            4 * volume.numel() + 16 * len(coords),
+            reads=4 * volume.numel(),
+            writes=COORD * len(coords),
             reference=False,
         )
 
@@ -131,7 +136,8 @@ def _to_dense(resolution: int, channels: int):
             lambda **backend: ops.to_dense(coords, feats, (resolution,) * 3, 1, **backend),
             [("torch index_put", "torch", torch_index), ("torch per channel", "torch", torch_channels_first)],
             settings,
-            4 * channels * resolution**3 + (16 + 4 * channels) * len(coords),
+            reads=(COORD + 4 * channels) * len(coords),
+            writes=4 * channels * resolution**3,
         )
 
     return prepare
@@ -150,7 +156,8 @@ def _from_dense(resolution: int, channels: int):
             lambda **backend: ops.from_dense(dense, coords, **backend),
             [("torch indexing", "torch", torch_index)],
             settings,
-            (16 + 8 * channels) * len(coords),
+            reads=(COORD + 4 * channels) * len(coords),
+            writes=4 * channels * len(coords),
             reference=False,
         )
 
@@ -178,13 +185,14 @@ def _downsample(resolution: int, channels: int):
             return coarse.int(), pooled(inverse, counts), inverse, counts
 
         coarse = len(ops.downsample(coords).coords)
-        floor = (16 + 8 + 4 * channels) * len(coords) + (16 + 8 + 4 * channels) * coarse
+        reads = (COORD + 4 * channels) * len(coords)
+        writes = ROW * len(coords) + (COORD + ROW + 4 * channels) * coarse
         peers: Peers = [
             ("torch unique, packed keys", "torch", torch_keys),
             ("torch unique(dim=0)", "torch", torch_rows),
         ]
         run = lambda **backend: ops.downsample(coords, feats, **backend)  # noqa: E731
-        return _prepared(run, peers, settings, floor, tolerance=1e-6)
+        return _prepared(run, peers, settings, reads, writes, tolerance=1e-6)
 
     return prepare
 
@@ -203,9 +211,10 @@ def _subdivide(resolution: int, channels: int):
             parent = order // 8
             return fine[order].int(), feats[parent], parent
 
-        floor = (16 + 4 * channels + 8 * (16 + 8 + 4 * channels)) * len(coords)
+        reads = (COORD + 4 * channels) * len(coords)
+        writes = 8 * (COORD + ROW + 4 * channels) * len(coords)
         run = lambda **backend: ops.subdivide(coords, feats, **backend)  # noqa: E731
-        return _prepared(run, [("torch argsort, packed keys", "torch", torch_sort)], settings, floor)
+        return _prepared(run, [("torch argsort, packed keys", "torch", torch_sort)], settings, reads, writes)
 
     return prepare
 
@@ -226,9 +235,10 @@ def _gather(resolution: int, channels: int):
             out[known] = feats[index[known]]
             return out
 
-        floor = 8 * len(index) + 4 * channels * (len(part) + len(index))
+        reads, writes = ROW * len(index) + 4 * channels * len(part), 4 * channels * len(index)
         peers: Peers = [("torch where", "torch", torch_where), ("torch masked put", "torch", torch_put)]
-        return _prepared(lambda **backend: ops.gather_features(feats, index, **backend), peers, settings, floor)
+        run = lambda **backend: ops.gather_features(feats, index, **backend)  # noqa: E731
+        return _prepared(run, peers, settings, reads, writes)
 
     return prepare
 
@@ -257,12 +267,12 @@ def _dilate(resolution: int):
                 return np.concatenate([np.zeros_like(found[:, :1]), found], 1)
 
             peers.append(("SciPy on the dense grid", "scipy", scipy_dense))
-        floor = 16 * len(coords) + 16 * len(ops.voxel_dilate(coords))
         return _prepared(
             lambda **backend: ops.voxel_dilate(coords, 3, spatial_shape=(resolution,) * 3, **backend),
             peers,
             settings,
-            floor,
+            reads=COORD * len(coords),
+            writes=COORD * len(ops.voxel_dilate(coords)),
             reference=False,
         )
 
@@ -281,9 +291,10 @@ def _plane(resolution: int):
             rows = (plane[0] * a + plane[1] * b + plane[2] * c + plane[3] >= 0).nonzero()[:, 0]
             return coords[rows], rows
 
-        floor = 16 * len(coords) + 24 * len(ops.cut_half_space(coords, resolution, plane).rows)
+        writes = (COORD + ROW) * len(ops.cut_half_space(coords, resolution, plane).rows)
         run = lambda **backend: ops.cut_half_space(coords, resolution, plane, **backend)  # noqa: E731
-        return _prepared(run, [("torch mask", "torch", torch_mask)], settings, floor, reference=False)
+        peers: Peers = [("torch mask", "torch", torch_mask)]
+        return _prepared(run, peers, settings, COORD * len(coords), writes, reference=False)
 
     return prepare
 
@@ -303,8 +314,10 @@ def _front(resolution: int):
             return ops.front_cut_pointmap(coords, resolution, points, eye)
 
         run = lambda **backend: ops.front_cut(coords, resolution, depth, K, viewmat, **backend)  # noqa: E731
-        floor = 16 * len(coords) + 25 * len(run().rows) + 9 * depth.numel()
-        return _prepared(run, [("ray casting through a BVH", "cvctoolkit", by_rays)], settings, floor)
+        reads = COORD * len(coords) + 9 * depth.numel()  # depth in float64, and whether it is valid
+        writes = (COORD + ROW + 1) * len(run().rows)
+        peers: Peers = [("ray casting through a BVH", "cvctoolkit", by_rays)]
+        return _prepared(run, peers, settings, reads, writes)
 
     return prepare
 
@@ -335,9 +348,12 @@ def _trilinear(resolution: int, channels: int, *, gradients: bool = False):
         def run(**backend: str) -> Any:
             return finish(ops.sample_trilinear(coords, feats, points, resolution, **backend), (feats, points))
 
-        floor = (1 + gradients) * ((12 + 4 * channels) * len(points) + (16 + 4 * channels) * len(coords))
+        rows, samples = 4 * channels * len(coords), 4 * channels * len(points)
+        reads, writes = 12 * len(points) + COORD * len(coords) + rows, samples
+        if gradients:  # the samples' gradient and the inputs again; the inputs' gradients
+            reads, writes = reads + samples + 12 * len(points) + rows, writes + 12 * len(points) + rows
         peers: Peers = [("torch grid_sample, dense", "torch", grid_sample)]
-        return _prepared(run, peers, settings, floor, tolerance=1e-4)
+        return _prepared(run, peers, settings, reads, writes, tolerance=1e-4)
 
     return prepare
 

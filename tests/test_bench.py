@@ -143,6 +143,30 @@ def test_unknown_family_is_named():
         harness.main(["meshes"])
 
 
+@pytest.mark.parametrize("read, written", [(8000, 8000), (8000, 80_000), (80_000, 8000), (0, 0)])
+def test_the_yardstick_is_no_peer(read, written, tmp_path):
+    def prepare(settings):
+        numbers = np.arange(1000)
+        sorts = [harness.Contestant(name, lambda: np.sort(numbers), package=package, truth=bool(package))
+                 for name, package in (("ours", ""), ("peer", "numpy"))]  # fmt: skip
+        return harness.Prepared([*sorts, harness.copy_of(read, written)], _compare)
+
+    rows = {r["contestant"]: r for r in harness.measure(harness.Workload("made-up", "copy", prepare), QUICK)}
+    ours, copy = rows["ours"], rows[results.COPY]
+    assert copy["result_bytes"] == written
+    assert copy["ratio"] is None and copy["peak_bytes"] is None
+    assert ours["ratio"] == pytest.approx(rows["peer"]["median_s"] / ours["median_s"])
+    share = 100 * copy["median_s"] / ours["median_s"]
+    assert results.of_copy(ours, list(rows.values())) == f"{share:.0f} %"
+    results.merge(tmp_path / "machine.csv", list(rows.values()))
+    line = next(
+        line
+        for line in report.tables(results.read(tmp_path / "machine.csv")).splitlines()
+        if line.startswith("| ours |")
+    )
+    assert " % |" in line and "exact" in line
+
+
 @pytest.mark.slow
 def test_command_writes_rows(tmp_path):
     path = tmp_path / "rows.csv"

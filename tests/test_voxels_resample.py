@@ -24,6 +24,7 @@ from cvctoolkit.ops import (
     voxel_unique,
 )
 from cvctoolkit.ops.voxels.dense_samples import distinct
+from tests.test_voxels import words_per_row
 
 BACKENDS = ["native", "reference"]
 seeds = st.integers(0, 2**16)
@@ -169,12 +170,18 @@ class TestTrilinear:
         return F.grid_sample(dense, grid[None, None, None], align_corners=False)[0, :, 0, 0].T
 
     @pytest.mark.parametrize("backend", BACKENDS)
-    @given(seeds, st.sampled_from([0.0, 0.2, 1.0]), st.sampled_from([(-1.0, 1.0), (-0.5, 2.0)]), st.booleans())
-    @settings(max_examples=15)
-    def test_values_and_gradients_are_grid_sample(self, backend, seed, share, bounds, ordered):
+    @given(
+        seeds,
+        st.sampled_from([0.0, 0.2, 1.0]),
+        st.sampled_from([(-1.0, 1.0), (-0.5, 2.0)]),
+        st.booleans(),
+        st.sampled_from([1, 3, 8, 21]),  # less than a vector, whole ones, several and a rest
+    )
+    @settings(max_examples=20)
+    def test_values_and_gradients_are_grid_sample(self, backend, seed, share, bounds, ordered, channels):
         low, high = bounds
         coords = some_voxels(seed, share, ordered, (1, 8, 8, 8))
-        feats = normal(seed, len(coords), 3).requires_grad_()
+        feats = normal(seed, len(coords), channels).requires_grad_()
         points = (torch.rand(60, 3, generator=generator(seed), dtype=torch.float64) * 1.3 - 0.15) * (high - low) + low
         points.requires_grad_()
         found = sample_trilinear(coords, feats, points, 8, bounds=bounds, backend=backend)
@@ -238,14 +245,31 @@ class TestTrilinear:
                 lambda f, p, o=outside: sample_trilinear(coords, f, p, 4, outside=o), (feats, points)
             )
 
-    def test_the_thread_count_does_not_change_gradients(self):
-        coords = some_voxels(3, 0.5)
-        feats = torch.randn(len(coords), 3, generator=generator(1)).requires_grad_()
-        points = (2 * torch.rand(3000, 3, generator=generator(2)) - 1).requires_grad_()
+    @given(seeds, st.sampled_from([0.01, 0.3, 1.0]), st.booleans(), st.integers(1, 130))
+    @settings(max_examples=25)
+    def test_bits_and_searches_find_the_same(self, seed, share, ordered, depth):
+        coords = some_voxels(seed, share, ordered, (2, 5, 4, depth))
+        coords[:, 3] += 7  # words of bits begin at the box, not at 0
+        feats = torch.arange(1.0, len(coords) + 1)[:, None]
+        points = torch.rand(200, 3, generator=generator(seed)) * torch.tensor([6.0, 5.0, depth + 9.0]) * (2 / 256) - 1
+        batch = torch.randint(3, (200,), generator=generator(seed))
+        found = sample_trilinear(coords, feats, points, 256, batch_index=batch)
+        with words_per_row(0):
+            assert torch.equal(found, sample_trilinear(coords, feats, points, 256, batch_index=batch))
+        expected = sample_trilinear(coords, feats, points, 256, batch_index=batch, backend="reference")
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+    @pytest.mark.parametrize("channels", [3, 24])
+    def test_the_thread_count_does_not_change_anything(self, channels):
+        # Several ranges of points, of voxels, and of rows that sums are dealt to.
+        coords = some_voxels(3, 0.5, shape=(1, 40, 40, 40))
+        feats = torch.randn(len(coords), channels, generator=generator(1)).requires_grad_()
+        points = (2 * torch.rand(40000, 3, generator=generator(2)) - 1).requires_grad_()
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(torch.autograd.grad(sample_trilinear(coords, feats, points, 8).sum(), (feats, points)))
+            values = sample_trilinear(coords, feats, points, 40)
+            results.append([values, *torch.autograd.grad(values.sum(), (feats, points))])
         torch.set_num_threads(1)
         for others in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], others))

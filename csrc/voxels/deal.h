@@ -1,41 +1,55 @@
-// Deals entries that are to be added to rows out to tasks that own ranges of rows: each task gets its entries in their
-// order, so that sums depend neither on the threads nor on atomics.
+// Deals what is to be added to rows out to tasks that own ranges of rows: each task gets its items in their order, so
+// that sums depend neither on the threads nor on atomics.
 #pragma once
 
 #include "voxels/tasks.h"
 
 namespace cvc::voxels {
 
-struct Dealt {
-  Buffer<int64_t> entries;
-  std::vector<int64_t> first;  // [parts + 1]: where the entries of each part begin
+// Ranges of 2^shift rows, at least `grain` and at most 256 of them.
+struct Parts {
+  Parts(int64_t rows, int64_t grain) : rows(rows) {
+    while (int64_t{1} << shift < grain || (rows - 1) >> shift >= 256) ++shift;
+    count = rows > 0 ? ((rows - 1) >> shift) + 1 : 0;
+  }
+  int64_t of(int64_t row) const { return row >> shift; }
+  int64_t begin(int64_t part) const { return std::min(part << shift, rows); }
+  int64_t end(int64_t part) const { return begin(part + 1); }
+
+  int64_t rows, count;
+  int shift = 0;
 };
 
-// row_of(entry) is the row that an entry goes to, or negative for none.
-template <class RowOf>
-Dealt deal_out(int64_t n, const Chunks& parts, const RowOf& row_of) {
+template <class Item>
+struct Dealt {
+  Buffer<Item> items;
+  std::vector<int64_t> first;  // [parts + 1]: where the items of each part begin
+};
+
+// `rows`(begin, end, see) calls see(row) for the row of every item that [begin, end) of n gives, negative for none;
+// `items`(begin, end, give) then calls give(row, item) for the same ones in the same order.
+template <class Item, class Rows, class Items>
+Dealt<Item> deal_out(int64_t n, const Parts& parts, const Rows& rows, const Items& items) {
   const Chunks chunks(n);
-  Dealt dealt{Buffer<int64_t>(n), std::vector<int64_t>(parts.count + 1, 0)};
-  if (n == 0 || parts.count == 0) return dealt;
-  // The inverse of Chunks::begin: the first `many` parts hold one row more.
-  const int64_t small = parts.n / parts.count, large = small + 1, many = parts.n % parts.count;
-  const auto part_of = [&](int64_t row) {
-    return row < many * large ? row / large : many + (row - many * large) / small;
-  };
+  Dealt<Item> dealt{{}, std::vector<int64_t>(parts.count + 1, 0)};
   std::vector<int64_t> place(parts.count * chunks.count, 0);  // of every part, chunk by chunk
   for_each_task(chunks.count, [&](int64_t c) {
     std::vector<int64_t> count(parts.count, 0);
-    for (int64_t i = chunks.begin(c); i < chunks.end(c); ++i)
-      if (const int64_t row = row_of(i); row >= 0) ++count[part_of(row)];
+    rows(chunks.begin(c), chunks.end(c), [&](int64_t row) {
+      if (row >= 0) ++count[parts.of(row)];
+    });
     for (int64_t p = 0; p < parts.count; ++p) place[p * chunks.count + c] = count[p];
   });
   dealt.first[parts.count] = running_sums(place);
+  dealt.items = Buffer<Item>(dealt.first[parts.count]);
+  if (chunks.count == 0) return dealt;
   for (int64_t p = 0; p < parts.count; ++p) dealt.first[p] = place[p * chunks.count];
   for_each_task(chunks.count, [&](int64_t c) {
     std::vector<int64_t> next(parts.count);
     for (int64_t p = 0; p < parts.count; ++p) next[p] = place[p * chunks.count + c];
-    for (int64_t i = chunks.begin(c); i < chunks.end(c); ++i)
-      if (const int64_t row = row_of(i); row >= 0) dealt.entries[next[part_of(row)]++] = i;
+    items(chunks.begin(c), chunks.end(c), [&](int64_t row, const Item& item) {
+      if (row >= 0) dealt.items[next[parts.of(row)]++] = item;
+    });
   });
   return dealt;
 }

@@ -225,20 +225,28 @@ void scatter_any(const T* feats, const int64_t* cells, int64_t n, int64_t channe
   });
 }
 
+// A channel's cells lie all over its volume, a few to a line of the cache: they are asked for long before they are
+// read.
 template <class T>
 void gather_cells(const T* dense, const int64_t* cells, int64_t n, int64_t channels, const Volume& volume, T* out) {
   const int64_t size = volume.cells();
-  constexpr int64_t kRows = 512;
+  constexpr int64_t kRows = 512, kAhead = 64;
   for_each_range(n, [&](int64_t begin, int64_t end) {
-    const T* place[kRows];
+    const T* place[kRows + kAhead];
+    int64_t first = 0;  // cell of the volume that the last voxel was in
     for (int64_t from = begin; from < end; from += kRows) {
-      const int64_t count = std::min(kRows, end - from);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t b = cells[from + i] / size;
-        place[i] = dense + b * channels * size + (cells[from + i] - b * size);
+      const int64_t count = std::min(kRows, end - from), seen = std::min(kRows + kAhead, end - from);
+      for (int64_t i = 0; i < seen; ++i) {
+        const int64_t cell = cells[from + i];
+        if (static_cast<uint64_t>(cell - first) >= static_cast<uint64_t>(size)) first = cell / size * size;
+        place[i] = dense + first * channels + (cell - first);
       }
+      std::fill(place + seen, place + kRows + kAhead, place[seen - 1]);
       for (int64_t c = 0; c < channels; ++c)
-        for (int64_t i = 0; i < count; ++i) out[(from + i) * channels + c] = place[i][c * size];
+        for (int64_t i = 0; i < count; ++i) {
+          __builtin_prefetch(place[i + kAhead] + c * size);
+          out[(from + i) * channels + c] = place[i][c * size];
+        }
     }
   });
 }

@@ -149,7 +149,7 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
   if (!blocks.ok) return false;
 
   const auto add = reduction == Reduction::max ? adder<true, T>(channels) : adder<false, T>(channels);
-  const Chunks parts(num_rows, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(channels, 1)));
+  const Parts parts(num_rows, (1 << 16) / std::max<int64_t>(channels, 1));
   const auto work = [&](int64_t part, const auto& visit) {
     const int64_t begin = parts.begin(part), end = parts.end(part);
     start_rows(out + begin * channels, (end - begin) * channels, reduction, include_self);
@@ -165,9 +165,8 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
 
   // How many rows would be read if every task went through all blocks that may concern it?
   int64_t visits = 0;
-  const int64_t width = std::max<int64_t>(1, parts.count ? num_rows / parts.count : 1);
   for (size_t b = 0; b < blocks.low.size(); ++b)
-    if (blocks.high[b] >= 0) visits += kBlock * ((blocks.high[b] - blocks.low[b]) / width + 2);
+    if (blocks.high[b] >= 0) visits += kBlock * (parts.of(blocks.high[b] - blocks.low[b]) + 2);
   if (visits <= 4 * n + 4 * kBlock) {
     for_each_task(parts.count, [&](int64_t part) {
       work(part, [&](int64_t begin, int64_t end, const auto& join) {
@@ -182,14 +181,21 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
     return true;
   }
 
-  const Dealt dealt = deal_out(n, parts, [&](int64_t i) { return index[i]; });
+  const auto dealt = deal_out<int64_t>(
+      n, parts,
+      [&](int64_t begin, int64_t end, const auto& see) {
+        for (int64_t i = begin; i < end; ++i) see(index[i]);
+      },
+      [&](int64_t begin, int64_t end, const auto& give) {
+        for (int64_t i = begin; i < end; ++i) give(index[i], i);
+      });
   for_each_task(parts.count, [&](int64_t part) {
     work(part, [&](int64_t, int64_t, const auto& join) {
       constexpr int64_t kAhead = 8;
       const int64_t last = dealt.first[part + 1];
       for (int64_t k = dealt.first[part]; k < last; ++k) {
-        if (k + kAhead < last) __builtin_prefetch(in + dealt.entries[k + kAhead] * channels);
-        join(dealt.entries[k]);
+        if (k + kAhead < last) __builtin_prefetch(in + dealt.items[k + kAhead] * channels);
+        join(dealt.items[k]);
       }
     });
   });

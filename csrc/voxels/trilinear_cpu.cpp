@@ -5,8 +5,8 @@
 #include <optional>
 #include <tuple>
 
-#include "voxels/ascending.h"
 #include "voxels/deal.h"
+#include "voxels/places.h"
 #include "voxels/trilinear.h"
 
 namespace cvc::voxels {
@@ -36,8 +36,9 @@ class Finder {
   }
 
   int64_t bin_of(uint64_t key) const { return static_cast<int64_t>(layout_.narrow(key) >> shift_); }
-  void prefetch_bin(uint64_t key) const { __builtin_prefetch(begin_.data() + bin_of(key)); }
-  void prefetch_keys(uint64_t key) const {
+  [[gnu::always_inline]] void prefetch_bin(uint64_t key) const { __builtin_prefetch(begin_.data() + bin_of(key)); }
+  // Always inline: the compiler drops calls of functions that do nothing but prefetch.
+  [[gnu::always_inline]] void prefetch_keys(uint64_t key) const {
     if (voxels_.size < (int64_t{1} << 32)) __builtin_prefetch(voxels_.keys + begin_[bin_of(key)]);
   }
   // The first voxel that is not less than a key within the box of all voxels.
@@ -61,50 +62,113 @@ class Finder {
   Buffer<uint32_t> begin_;
 };
 
-// The four pairs of voxels, along z, around a point.
-struct Pairs {
-  uint64_t key[4];  // of the pair's first voxel in the box
-  int32_t z;        // of the lower voxels
-  bool inside[4];
+// The voxels around points: base, base + 1 along every axis, as far as the box of all voxels reaches.
+template <class T>
+class Around {
+ public:
+  Around(const T* points, const int64_t* batch, const Scan& box, const SampleGrid<T>& grid)
+      : points_(points), batch_(batch), grid_(grid) {
+    write_voxel(box.lowest, low_);
+    write_voxel(box.highest, high_);
+  }
+
+  struct Base {
+    int32_t c[4];
+    bool near;  // whether any of the eight may be there
+  };
+  Base operator()(int64_t q) const {
+    const int64_t b = batch_ ? batch_[q] : 0;
+    Base base{{0, 0, 0, 0}, b >= low_[0] && b <= high_[0]};
+    base.c[0] = static_cast<int32_t>(base.near ? b : 0);
+    for (int k = 0; k < 3; ++k) {
+      const T position = grid_.position(points_[3 * q + k]);
+      const bool reachable = position >= -1 && position < static_cast<T>(kMaxCoord);  // false for NaN, too
+      base.c[k + 1] = reachable ? static_cast<int32_t>(std::floor(position)) : -2;
+      base.near &= reachable && base.c[k + 1] + 1 >= low_[k + 1] && base.c[k + 1] <= high_[k + 1];
+    }
+    return base;
+  }
+  bool holds(int axis, int32_t value) const { return value >= low_[axis] && value <= high_[axis]; }
+  // The first voxel in the box of pair k, along z; whether there is one.
+  bool pair(const Base& base, int k, int32_t* c) const {
+    c[0] = base.c[0];
+    c[1] = base.c[1] + (k >> 1);
+    c[2] = base.c[2] + (k & 1);
+    c[3] = std::max(base.c[3], low_[3]);
+    return base.near && holds(1, c[1]) && holds(2, c[2]);
+  }
+
+ private:
+  const T* const points_;
+  const int64_t* const batch_;
+  const SampleGrid<T> grid_;
+  int32_t low_[4], high_[4];
 };
 
+constexpr int64_t kPointBlock = 32;
+
+// By bits: every pair is a look at one word.
 template <class T>
-void corner_rows(const T* points, const int64_t* batch, int64_t n, const Ascending& voxels, const SampleGrid<T>& grid,
-                 int64_t* rows) {
-  int32_t low[4], high[4];
-  write_voxel(voxels.given.scan[0].lowest, low);
-  write_voxel(voxels.given.scan[0].highest, high);
-  const Finder finder(voxels);
-  const auto pairs_of = [&](int64_t q) {
-    Pairs pairs{};
-    int32_t base[3];
-    const int64_t b = batch ? batch[q] : 0;
-    bool near = b >= low[0] && b <= high[0];
-    for (int k = 0; k < 3; ++k) {
-      const T position = grid.position(points[3 * q + k]);
-      const bool reachable = position >= -1 && position < static_cast<T>(kMaxCoord);  // false for NaN, too
-      near &= reachable;
-      base[k] = reachable ? static_cast<int32_t>(std::floor(position)) : -2;
-    }
-    pairs.z = base[2];
-    near &= base[2] + 1 >= low[3] && base[2] <= high[3];
-    const int32_t z = std::max(base[2], low[3]);
-    for (int k = 0; k < 4; ++k) {
-      const int32_t x = base[0] + (k >> 1), y = base[1] + (k & 1);
-      pairs.inside[k] = near && x >= low[1] && x <= high[1] && y >= low[2] && y <= high[2];
-      const int32_t first[4] = {static_cast<int32_t>(b), x, y, z};
-      pairs.key[k] = pairs.inside[k] ? key_of(first) : voxels.given.scan[0].lowest;
-    }
-    return pairs;
-  };
+void corner_rows(const Around<T>& around, int64_t n, const Ascending& voxels, const Places& places, int64_t* rows) {
   for_each_range(n, [&](int64_t begin, int64_t end) {
-    constexpr int64_t kBlock = 32;
-    Pairs block[kBlock];
-    for (int64_t from = begin; from < end; from += kBlock) {
-      const int64_t count = std::min(kBlock, end - from);
+    const Box box = places.box;  // its members in registers
+    struct Pairs {
+      uint64_t cell[4];
+      bool inside[4];
+      bool lower, upper;  // whether these lie in the box
+      bool shifted;       // whether the cell is that of the upper ones
+    } block[kPointBlock];
+    for (int64_t from = begin; from < end; from += kPointBlock) {
+      const int64_t count = std::min(kPointBlock, end - from);
       for (int64_t i = 0; i < count; ++i) {
-        block[i] = pairs_of(from + i);
-        for (const uint64_t key : block[i].key) finder.prefetch_bin(key);
+        Pairs& pairs = block[i];
+        const auto base = around(from + i);
+        pairs.lower = around.holds(3, base.c[3]);
+        pairs.upper = around.holds(3, base.c[3] + 1);
+        for (int k = 0; k < 4; ++k) {
+          int32_t c[4];
+          pairs.inside[k] = around.pair(base, k, c);
+          pairs.shifted = c[3] > base.c[3];
+          pairs.cell[k] = pairs.inside[k] ? box.cell(c) : 0;
+          places.prefetch(pairs.cell[k]);
+        }
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const Pairs& pairs = block[i];
+        int64_t* const row = rows + 8 * (from + i);
+        const auto look = [&](uint64_t cell) {
+          const int64_t place = places.find(cell);
+          return place < 0 ? -1 : voxels.row(place);
+        };
+        for (int k = 0; k < 4; ++k) {
+          row[2 * k] = pairs.inside[k] && pairs.lower ? look(pairs.cell[k]) : -1;
+          row[2 * k + 1] = pairs.inside[k] && pairs.upper ? look(pairs.cell[k] + !pairs.shifted) : -1;
+        }
+      }
+    }
+  });
+}
+
+// By searching the keys: for voxels that are spread thin, or repeat.
+template <class T>
+void corner_rows(const Around<T>& around, int64_t n, const Ascending& voxels, const Finder& finder, int64_t* rows) {
+  for_each_range(n, [&](int64_t begin, int64_t end) {
+    struct Pairs {
+      uint64_t key[4];  // of the pair's first voxel in the box
+      bool inside[4];
+      int32_t z;  // of the lower voxels
+    } block[kPointBlock];
+    for (int64_t from = begin; from < end; from += kPointBlock) {
+      const int64_t count = std::min(kPointBlock, end - from);
+      for (int64_t i = 0; i < count; ++i) {
+        const auto base = around(from + i);
+        block[i].z = base.c[3];
+        for (int k = 0; k < 4; ++k) {
+          int32_t c[4];
+          block[i].inside[k] = around.pair(base, k, c);
+          block[i].key[k] = block[i].inside[k] ? key_of(c) : voxels.given.scan[0].lowest;
+          finder.prefetch_bin(block[i].key[k]);
+        }
       }
       for (int64_t i = 0; i < count; ++i)
         for (const uint64_t key : block[i].key) finder.prefetch_keys(key);
@@ -129,6 +193,18 @@ void corner_rows(const T* points, const int64_t* batch, int64_t n, const Ascendi
   });
 }
 
+template <class T>
+void corner_rows(const Tensor& points, const int64_t* batch, const Ascending& voxels, const SampleGrid<T>& grid,
+                 int64_t* rows) {
+  const Around<T> around(static_cast<const T*>(points.const_data_ptr()), batch, voxels.given.scan[0], grid);
+  const int64_t n = points.size(0);
+  if (Places::suit(voxels)) {
+    corner_rows(around, n, voxels, Places(voxels), rows);
+  } else {
+    corner_rows(around, n, voxels, Finder(voxels), rows);
+  }
+}
+
 std::tuple<Tensor, int64_t> trilinear_corners(Tensor points, std::optional<Tensor> batch, Tensor coords,
                                               int64_t resolution, double lo, double hi, bool assume_unique) {
   const Ascending voxels(coords);
@@ -144,22 +220,21 @@ std::tuple<Tensor, int64_t> trilinear_corners(Tensor points, std::optional<Tenso
   const int64_t* const volume = batch ? static_cast<const int64_t*>(batch->const_data_ptr()) : nullptr;
   const double h = (hi - lo) / static_cast<double>(resolution);
   if (points.scalar_type() == ScalarType::Double) {
-    corner_rows<double>(static_cast<const double*>(points.const_data_ptr()), volume, n, voxels, {lo, h}, out);
+    corner_rows<double>(points, volume, voxels, {lo, h}, out);
   } else {
-    corner_rows<float>(static_cast<const float*>(points.const_data_ptr()), volume, n, voxels,
-                       {static_cast<float>(lo), static_cast<float>(h)}, out);
+    corner_rows<float>(points, volume, voxels, {static_cast<float>(lo), static_cast<float>(h)}, out);
   }
   return {rows, 0};
 }
 
 // --- values ----------------------------------------------------------------------------------------------------------
 
-constexpr int64_t kAhead = 4;
-
 template <class T>
-void prefetch_corners(const T* feats, const int64_t* rows, int64_t channels) {
+[[gnu::always_inline]] inline void prefetch_corners(const T* feats, const int64_t* rows, int64_t channels) {
+  constexpr int64_t kLine = 64 / sizeof(T), kMost = 4 * kLine;
   for (int c = 0; c < 8; ++c)
-    if (rows[c] >= 0) __builtin_prefetch(feats + rows[c] * channels);
+    if (rows[c] >= 0)
+      for (int64_t k = 0; k < std::min(channels, kMost); k += kLine) __builtin_prefetch(feats + rows[c] * channels + k);
 }
 
 bool any_present(const int64_t* rows) {
@@ -169,6 +244,33 @@ bool any_present(const int64_t* rows) {
 }
 
 template <class T>
+struct Wide {
+  static constexpr int64_t kLanes = 16 / sizeof(T);
+  typedef T Lanes __attribute__((vector_size(16)));
+  static Lanes load(const T* from) {
+    Lanes lanes;
+    std::memcpy(&lanes, from, sizeof lanes);
+    return lanes;
+  }
+  static void store(Lanes lanes, T* to) { std::memcpy(to, &lanes, sizeof lanes); }
+};
+
+// The weighted sum of so many vectors of channels, in registers.
+template <int64_t kVectors, class T>
+void blend(const T* feats, int64_t channels, const int64_t* rows, const T* weights, T* out) {
+  using V = Wide<T>;
+  typename V::Lanes sum[kVectors] = {};
+  for (int c = 0; c < 8; ++c) {
+    if (rows[c] < 0) continue;
+    const T* const row = feats + rows[c] * channels;
+    for (int64_t k = 0; k < kVectors; ++k) sum[k] += weights[c] * V::load(row + V::kLanes * k);
+  }
+  for (int64_t k = 0; k < kVectors; ++k) V::store(sum[k], out + V::kLanes * k);
+}
+
+constexpr int64_t kAhead = 4;
+
+template <class T>
 void interpolate(const T* feats, int64_t channels, const T* points, const int64_t* rows, int64_t n,
                  const SampleGrid<T>& grid, bool renormalize, T* out) {
   for_each_range(n, [&](int64_t begin, int64_t end) {
@@ -176,17 +278,24 @@ void interpolate(const T* feats, int64_t channels, const T* points, const int64_
       const int64_t* const corner = rows + 8 * q;
       if (q + kAhead < end) prefetch_corners(feats, corner + 8 * kAhead, channels);
       T* const value = out + q * channels;
-      for (int64_t k = 0; k < channels; ++k) value[k] = 0;
-      if (!any_present(corner)) continue;
+      if (!any_present(corner)) {
+        std::fill(value, value + channels, T(0));
+        continue;
+      }
       const Corners<T> corners(grid, points + 3 * q);
       T weights[8];
       for (int c = 0; c < 8; ++c) weights[c] = corner[c] >= 0 ? corners.weight(c) : T(0);
       const T scale = weight_scale(weights, renormalize);
-      for (int c = 0; c < 8; ++c) {
-        if (corner[c] < 0) continue;
-        const T* const row = feats + corner[c] * channels;
-        const T weight = weights[c] * scale;
-        for (int64_t k = 0; k < channels; ++k) value[k] += weight * row[k];
+      for (T& weight : weights) weight *= scale;
+      constexpr int64_t kLanes = Wide<T>::kLanes;
+      int64_t k = 0;
+      for (; k + 4 * kLanes <= channels; k += 4 * kLanes) blend<4>(feats + k, channels, corner, weights, value + k);
+      for (; k + kLanes <= channels; k += kLanes) blend<1>(feats + k, channels, corner, weights, value + k);
+      for (; k < channels; ++k) {
+        T sum = 0;
+        for (int c = 0; c < 8; ++c)
+          if (corner[c] >= 0) sum += weights[c] * feats[corner[c] * channels + k];
+        value[k] = sum;
       }
     }
   });
@@ -194,53 +303,90 @@ void interpolate(const T* feats, int64_t channels, const T* points, const int64_
 
 // --- gradients -------------------------------------------------------------------------------------------------------
 
-// The gradient by the points, and the weights (scaled) that the gradient by the features needs.
+// In two vectors of sums, so that nothing waits for the addition before it.
 template <class T>
+T dot(const T* a, const T* b, int64_t n) {
+  using V = Wide<T>;
+  typename V::Lanes even = {}, odd = {};
+  int64_t k = 0;
+  for (; k + 2 * V::kLanes <= n; k += 2 * V::kLanes) {
+    even += V::load(a + k) * V::load(b + k);
+    odd += V::load(a + k + V::kLanes) * V::load(b + k + V::kLanes);
+  }
+  even += odd;
+  T sum = 0;
+  for (int64_t l = 0; l < V::kLanes; ++l) sum += even[l];
+  for (; k < n; ++k) sum += a[k] * b[k];
+  return sum;
+}
+
+// A point's part in the gradient of a row of features.
+template <class T, class Index>
+struct Share {
+  Index query, row;
+  T weight;
+};
+
+// The gradient by the points; calls give(row, share) for each of their corners on the way.
+template <class Index, class T, class Give>
 void gradient_by_points(const T* grad, const T* feats, int64_t channels, const T* points, const int64_t* rows,
-                        int64_t n, const SampleGrid<T>& grid, bool renormalize, T* weights, T* by_points) {
-  for_each_range(n, [&](int64_t begin, int64_t end) {
-    for (int64_t q = begin; q < end; ++q) {
-      const int64_t* const corner = rows + 8 * q;
-      if (q + kAhead < end) prefetch_corners(feats, corner + 8 * kAhead, channels);
-      T* const weight = weights + 8 * q;
-      T by_position[3] = {0, 0, 0};
-      if (any_present(corner)) {
-        const Corners<T> corners(grid, points + 3 * q);
-        T toward[8], mean = 0;
-        for (int c = 0; c < 8; ++c) {
-          weight[c] = corner[c] >= 0 ? corners.weight(c) : T(0);
-          toward[c] = 0;
-          if (corner[c] < 0) continue;
-          const T* const row = feats + corner[c] * channels;
-          for (int64_t k = 0; k < channels; ++k) toward[c] += row[k] * grad[q * channels + k];
-        }
-        const T scale = weight_scale(weight, renormalize);
-        for (int c = 0; c < 8; ++c) weight[c] *= scale, mean += weight[c] * toward[c];
-        for (int c = 0; c < 8; ++c) {
-          if (corner[c] < 0) continue;
-          const T slope = renormalize ? (toward[c] - mean) * scale : toward[c];
-          for (int axis = 0; axis < 3; ++axis) by_position[axis] += slope * corners.slope(c, axis);
-        }
+                        int64_t begin, int64_t end, const SampleGrid<T>& grid, bool renormalize, T* by_points,
+                        const Give& give) {
+  for (int64_t q = begin; q < end; ++q) {
+    const int64_t* const corner = rows + 8 * q;
+    if (q + kAhead < end) prefetch_corners(feats, corner + 8 * kAhead, channels);
+    T by_position[3] = {0, 0, 0};
+    if (any_present(corner)) {
+      const Corners<T> corners(grid, points + 3 * q);
+      T weight[8], toward[8], mean = 0;
+      for (int c = 0; c < 8; ++c) {
+        weight[c] = corner[c] >= 0 ? corners.weight(c) : T(0);
+        toward[c] = corner[c] >= 0 ? dot(feats + corner[c] * channels, grad + q * channels, channels) : T(0);
       }
-      for (int axis = 0; axis < 3; ++axis) by_points[3 * q + axis] = by_position[axis] / grid.h;
+      const T scale = weight_scale(weight, renormalize);
+      for (int c = 0; c < 8; ++c) weight[c] *= scale, mean += weight[c] * toward[c];
+      for (int c = 0; c < 8; ++c) {
+        if (corner[c] < 0) continue;
+        give(corner[c], Share<T, Index>{static_cast<Index>(q), static_cast<Index>(corner[c]), weight[c]});
+        const T slope = renormalize ? (toward[c] - mean) * scale : toward[c];
+        for (int axis = 0; axis < 3; ++axis) by_position[axis] += slope * corners.slope(c, axis);
+      }
     }
-  });
+    for (int axis = 0; axis < 3; ++axis) by_points[3 * q + axis] = by_position[axis] / grid.h;
+  }
 }
 
 template <class T>
-void gradient_by_features(const T* grad, int64_t channels, const int64_t* rows, int64_t n, const T* weights,
-                          int64_t num_rows, T* by_feats) {
-  const Chunks parts(num_rows, std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(channels, 1)));
-  const Dealt dealt = deal_out(8 * n, parts, [&](int64_t entry) { return rows[entry]; });
+void add_scaled(const T* __restrict from, T weight, int64_t channels, T* __restrict to) {
+  using V = Wide<T>;
+  int64_t k = 0;
+  for (; k + V::kLanes <= channels; k += V::kLanes) V::store(V::load(to + k) + weight * V::load(from + k), to + k);
+  for (; k < channels; ++k) to[k] += weight * from[k];
+}
+
+// Points are in any order, and rows are summed in the order of the points: shares are dealt to tasks that own rows.
+template <class Index, class T>
+void gradients(const T* grad, const T* feats, int64_t channels, const T* points, const int64_t* rows, int64_t n,
+               int64_t num_rows, const SampleGrid<T>& grid, bool renormalize, T* by_feats, T* by_points) {
+  const Parts parts(num_rows, (1 << 16) / std::max<int64_t>(channels, 1));
+  const auto dealt = deal_out<Share<T, Index>>(
+      n, parts,
+      [&](int64_t begin, int64_t end, const auto& see) {
+        for (int64_t k = 8 * begin; k < 8 * end; ++k) see(rows[k]);
+      },
+      [&](int64_t begin, int64_t end, const auto& give) {
+        gradient_by_points<Index>(grad, feats, channels, points, rows, begin, end, grid, renormalize, by_points, give);
+      });
   for_each_task(parts.count, [&](int64_t part) {
     std::fill(by_feats + parts.begin(part) * channels, by_feats + parts.end(part) * channels, T(0));
+    constexpr int64_t kSharesAhead = 16;
     const int64_t last = dealt.first[part + 1];
     for (int64_t k = dealt.first[part]; k < last; ++k) {
-      const int64_t entry = dealt.entries[k];
-      const T weight = weights[entry];
-      const T* const from = grad + entry / 8 * channels;
-      T* const to = by_feats + rows[entry] * channels;
-      for (int64_t c = 0; c < channels; ++c) to[c] += weight * from[c];
+      if (k + kSharesAhead < last)
+        __builtin_prefetch(grad + static_cast<int64_t>(dealt.items[k + kSharesAhead].query) * channels);
+      const auto share = dealt.items[k];
+      add_scaled(grad + static_cast<int64_t>(share.query) * channels, share.weight, channels,
+                 by_feats + static_cast<int64_t>(share.row) * channels);
     }
   });
 }
@@ -276,11 +422,12 @@ std::tuple<Tensor, Tensor> trilinear_interpolate_backward(Tensor grad, Tensor fe
   by_type(feats, lo, hi, resolution, [&]<class T>(const SampleGrid<T>& grid) {
     const T* const g = static_cast<const T*>(grad.const_data_ptr());
     const int64_t* const corner = static_cast<const int64_t*>(rows.const_data_ptr());
-    Buffer<T> weights(8 * n);
-    gradient_by_points(g, static_cast<const T*>(feats.const_data_ptr()), channels,
-                       static_cast<const T*>(points.const_data_ptr()), corner, n, grid, renormalize, weights.data(),
-                       data_of<T>(by_points));
-    gradient_by_features(g, channels, corner, n, weights.data(), num_rows, data_of<T>(by_feats));
+    const auto run = [&](auto index) {
+      gradients<decltype(index)>(g, static_cast<const T*>(feats.const_data_ptr()), channels,
+                                 static_cast<const T*>(points.const_data_ptr()), corner, n, num_rows, grid, renormalize,
+                                 data_of<T>(by_feats), data_of<T>(by_points));
+    };
+    std::max(n, num_rows) < int64_t{1} << 32 ? run(uint32_t{}) : run(int64_t{});
   });
   return {by_feats, by_points};
 }
