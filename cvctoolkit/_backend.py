@@ -40,6 +40,21 @@ def triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def interpreter_fault() -> str | None:
+    """Why Triton's interpreter cannot run a loop with the installed NumPy; None when it can."""
+    import numpy
+    import triton
+
+    if _release(triton.__version__) < (3, 7) and _release(numpy.__version__) >= (2, 4):
+        versions = f"Triton {triton.__version__} does not run with NumPy {numpy.__version__}"
+        return f"the interpreter of {versions}: install Triton 3.7, or numpy<2.4"
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
 def device_reasons(name: str, backend: Backend, device_type: str) -> list[str]:
     """Why a backend cannot serve a device type at all, whatever the arguments."""
     if name not in ("native", "triton"):
@@ -51,7 +66,8 @@ def device_reasons(name: str, backend: Backend, device_type: str) -> list[str]:
             import triton  # noqa: F401
         except ImportError as error:
             return [f"Triton is not installed ({error})"]
-        return []
+        fault = interpreter_fault() if triton_interpreted() else None
+        return [fault] if fault else []
     reason = _native.unavailable(device_type)
     if reason is not None:
         return [reason]

@@ -136,6 +136,19 @@ else:
 """
 
 
+@pytest.mark.parametrize(
+    "triton_version, numpy_version, runs",
+    [("3.6.0", "2.4.6", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.4.6", True), ("3.10.0", "2.10.0", True)],
+)
+def test_an_interpreter_that_cannot_loop_says_what_to_install(monkeypatch, triton_version, numpy_version, runs):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", triton_version)
+    monkeypatch.setattr(np, "__version__", numpy_version)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    reasons = _backend.device_reasons("triton", Backend(print), "cpu")
+    assert not reasons if runs else "install Triton 3.7" in reasons[0]
+
+
 def test_everything_works_without_the_native_libraries():
     run = subprocess.run([sys.executable, "-c", _WITHOUT_LIBRARIES], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

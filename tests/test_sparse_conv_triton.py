@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cvctoolkit import ops
+from cvctoolkit import _backend, ops
 
 # In a process of its own: the interpreter is chosen when Triton is imported.
 _INTERPRETED = """
@@ -73,6 +73,8 @@ print("checked", checked)
 
 def test_kernels_in_the_interpreter():
     pytest.importorskip("triton")
+    if fault := _backend.interpreter_fault():
+        pytest.skip(fault)
     run = subprocess.run(
         [sys.executable, "-c", _INTERPRETED], capture_output=True, text=True, cwd=Path(__file__).parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1"},
