@@ -219,6 +219,82 @@ def _subdivide(resolution: int, channels: int):
     return prepare
 
 
+def _family(resolution: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The band, its coarser voxels, and which of their children are in the band."""
+    coords = _band(resolution)
+    coarse, _, inverse, _ = ops.downsample(coords)
+    mask = torch.zeros(len(coarse), 8, dtype=torch.bool)
+    mask[inverse, _child(coords)] = True
+    return coords, coarse, mask
+
+
+def _child(coords: Tensor) -> Tensor:
+    """``[N]`` the place among eight children."""
+    return (coords[:, 1:].long() % 2 * torch.tensor([4, 2, 1], device=coords.device)).sum(1)
+
+
+def _torch_children(coords: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    parent, child = mask.nonzero(as_tuple=True)
+    octants = torch.stack([child >> 2, child >> 1 & 1, child & 1], -1)
+    fine = torch.cat([coords[parent, :1], 2 * coords[parent, 1:] + octants], -1)
+    order = torch.argsort(_keys(fine))
+    return fine[order].int(), parent[order]
+
+
+def _upsample(resolution: int, channels: int):
+    def prepare(settings: Settings) -> Prepared:
+        fine, coords, mask = (t.to(settings.device) for t in _family(resolution))
+        feats = _normal(len(coords), channels).to(settings.device)
+
+        def torch_sort() -> tuple[Tensor, ...]:
+            children, parent = _torch_children(coords, mask)
+            return children, feats[parent], parent
+
+        reads, writes = (COORD + 4 * channels + 8) * len(coords), (COORD + ROW + 4 * channels) * len(fine)
+        run = lambda **backend: ops.upsample(coords, feats, mask, **backend)  # noqa: E731
+        return _prepared(run, [("torch argsort, packed keys", "torch", torch_sort)], settings, reads, writes)
+
+    return prepare
+
+
+def _space_to_channels(resolution: int, channels: int):
+    def prepare(settings: Settings) -> Prepared:
+        coords, coarse, _ = (t.to(settings.device) for t in _family(resolution))
+        feats = _normal(len(coords), channels).to(settings.device)
+        half = torch.tensor([1, 2, 2, 2], device=settings.device)
+
+        def torch_keys() -> tuple[Tensor, ...]:
+            keys, inverse, counts = torch.unique(_keys(coords // half), return_inverse=True, return_counts=True)
+            stacked = feats.new_zeros(8 * len(keys), channels)
+            stacked[8 * inverse + _child(coords)] = feats
+            return _coords(keys), stacked.view(len(keys), 8 * channels), inverse, counts
+
+        reads = (COORD + 4 * channels) * len(coords)
+        writes = ROW * len(coords) + (COORD + ROW + 32 * channels) * len(coarse)
+        run = lambda **backend: ops.spatial_to_channel(coords, feats, **backend)  # noqa: E731
+        return _prepared(run, [("torch unique, packed keys", "torch", torch_keys)], settings, reads, writes)
+
+    return prepare
+
+
+def _channels_to_space(resolution: int, channels: int):
+    def prepare(settings: Settings) -> Prepared:
+        fine, coords, mask = (t.to(settings.device) for t in _family(resolution))
+        feats = _normal(len(coords), 8 * channels).to(settings.device)
+
+        def torch_sort() -> tuple[Tensor, ...]:
+            children, parent = _torch_children(coords, mask)
+            return children, feats.view(-1, channels)[8 * parent + _child(children)], parent
+
+        # Of the features, only the channels of children that are there.
+        reads = (COORD + 8) * len(coords) + 4 * channels * len(fine)
+        writes = (COORD + ROW + 4 * channels) * len(fine)
+        run = lambda **backend: ops.channel_to_spatial(coords, feats, mask, **backend)  # noqa: E731
+        return _prepared(run, [("torch argsort, packed keys", "torch", torch_sort)], settings, reads, writes)
+
+    return prepare
+
+
 def _gather(resolution: int, channels: int):
     def prepare(settings: Settings) -> Prepared:
         coords = _band(resolution)
@@ -366,6 +442,9 @@ WORKLOADS = [
     Workload("voxels_resample", "downsample mean, 512³ band × 32 channels", _downsample(512, 32)),
     Workload("voxels_resample", "downsample mean, 256³ band × 128 channels", _downsample(256, 128)),
     Workload("voxels_resample", "subdivide, 256³ × 32 channels", _subdivide(512, 32)),
+    Workload("voxels_resample", "upsample by child mask, 512³ band × 32 channels", _upsample(512, 32)),
+    Workload("voxels_resample", "space to channels, 512³ band × 16 channels", _space_to_channels(512, 16)),
+    Workload("voxels_resample", "channels to space, 512³ band × 16 channels", _channels_to_space(512, 16)),
     Workload("voxels_resample", "part in its superset, 512³ band × 32 channels", _gather(512, 32)),
     Workload("voxels_resample", "dilation 3³, 512³ band", _dilate(512), quick=False),
     Workload("voxels_resample", "half-space cut, 512³ band", _plane(512)),

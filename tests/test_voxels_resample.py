@@ -348,6 +348,7 @@ BAD = [
     ),
     (channel_to_spatial, dict(coords=COORDS, feats=FEATS), ValueError, "a multiple of 8 channels"),
     (spatial_to_channel, dict(coords=COORDS[[0, 0]], feats=FEATS), ValueError, "one twice"),
+    (spatial_to_channel, dict(coords=COORDS, feats=FEATS, factor=65536), ValueError, "does not fit"),
     (sample_trilinear, dict(coords=COORDS, feats=FEATS, points=POINTS, resolution=0), ValueError, "resolution"),
     (sample_trilinear, dict(coords=COORDS, feats=FEATS, points=POINTS[:, :2], resolution=4), ValueError, "points must"),
     (sample_trilinear, dict(coords=COORDS, feats=FEATS, points=POINTS.half(), resolution=4), ValueError, "points must"),

@@ -8,7 +8,9 @@
 
 #include "voxels/deal.h"
 #include "voxels/fill.h"
+#include "voxels/keys.h"
 #include "voxels/tasks.h"
+#include "voxels/vector16.h"
 
 namespace cvc::voxels {
 namespace {
@@ -64,6 +66,41 @@ std::tuple<Tensor, bool> gather_features(Tensor feats, Tensor index, double fill
   }
 }
 
+// --- scatter ---------------------------------------------------------------------------------------------------------
+
+// The row that goes to every row of the result, or -1. Returns kOutOfRange for an index outside [-1, rows), kDuplicate
+// where two rows go to one.
+std::tuple<Tensor, int64_t> invert_index(Tensor index, int64_t rows) {
+  const int64_t n = index.size(0);
+  const int64_t* const to = static_cast<const int64_t*>(index.const_data_ptr());
+  Tensor inverse = new_tensor(index, {rows}, ScalarType::Long);
+  int64_t* const from = data_of<int64_t>(inverse);
+  for_each_range(rows,
+                 [&](int64_t begin, int64_t end) { std::memset(from + begin, 0xFF, (end - begin) * sizeof *from); });
+  std::atomic<bool> fine{true};
+  std::atomic<int64_t> given{0}, taken{0};
+  for_each_range(n, [&](int64_t begin, int64_t end) {
+    bool good = true;
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const bool inside = static_cast<uint64_t>(to[i]) < static_cast<uint64_t>(rows);
+      good &= inside || to[i] == -1;
+      if (!inside) continue;
+      std::atomic_ref<int64_t>(from[to[i]]).store(i, std::memory_order_relaxed);
+      ++count;
+    }
+    given.fetch_add(count, std::memory_order_relaxed);
+    if (!good) fine.store(false, std::memory_order_relaxed);
+  });
+  if (!fine.load()) return {inverse, kOutOfRange};
+  for_each_range(rows, [&](int64_t begin, int64_t end) {
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; ++i) count += from[i] >= 0;
+    taken.fetch_add(count, std::memory_order_relaxed);
+  });
+  return {inverse, taken.load() == given.load() ? 0 : int64_t{kDuplicate}};
+}
+
 // --- reduce ----------------------------------------------------------------------------------------------------------
 //
 // Every task owns a range of result rows and visits the given rows that go there, in their order: no two tasks write
@@ -78,30 +115,47 @@ void start_rows(T* out, int64_t count, Reduction reduction, bool include_self) {
   for (int64_t i = 0; i < count; ++i) out[i] = first;
 }
 
-// The common numbers of channels as constants: a row is a few vectors, without a loop's beginnings and ends.
-template <int64_t kChannels, bool kMax, class T>
-void add_row(const T* __restrict row, int64_t given, T* __restrict out) {
-  const int64_t channels = kChannels ? kChannels : given;
-  for (int64_t c = 0; c < channels; ++c) {
-    if constexpr (kMax) {
-      out[c] = row[c] > out[c] || row[c] != row[c] ? row[c] : out[c];
-    } else {
-      out[c] += row[c];
-    }
+template <bool kMax, class V>
+V join(V out, V row) {
+  if constexpr (kMax) {
+    return (row > out) | (row != row) ? row : out;
+  } else {
+    return out + row;
   }
 }
 
-template <bool kMax, class T>
-auto adder(int64_t channels) {
-  switch (channels) {
-    case 1: return add_row<1, kMax, T>;
-    case 4: return add_row<4, kMax, T>;
-    case 8: return add_row<8, kMax, T>;
-    case 16: return add_row<16, kMax, T>;
-    case 32: return add_row<32, kMax, T>;
-    case 64: return add_row<64, kMax, T>;
-    default: return add_row<0, kMax, T>;
+// Joins so many vectors of `rows` rows that lie one after the other to those of one row of the result.
+constexpr int64_t kBytesAhead = 4096;
+
+template <bool kMax, int64_t kVectors, class T>
+void join_vectors(const T* in, int64_t rows, int64_t channels, T* out) {
+  using V = Vector16<T>;
+  typename V::Lanes joined[kVectors];
+  for (int64_t k = 0; k < kVectors; ++k) joined[k] = V::load(out + V::kLanes * k);
+  for (const T* const end = in + rows * channels; in < end; in += channels) {
+    const char* const ahead = reinterpret_cast<const char*>(in) + kBytesAhead;
+    for (int64_t k = 0; k < kVectors; k += 4) __builtin_prefetch(ahead + 16 * k);
+    for (int64_t k = 0; k < kVectors; ++k) joined[k] = join<kMax>(joined[k], V::load(in + V::kLanes * k));
   }
+  for (int64_t k = 0; k < kVectors; ++k) V::store(joined[k], out + V::kLanes * k);
+}
+
+template <bool kMax, class T>
+void join_rows(const T* in, int64_t rows, int64_t channels, T* out) {
+  constexpr int64_t kLanes = Vector16<T>::kLanes;
+  int64_t c = 0;
+  for (; c + 8 * kLanes <= channels; c += 8 * kLanes) join_vectors<kMax, 8>(in + c, rows, channels, out + c);
+  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) join_vectors<kMax, 2>(in + c, rows, channels, out + c);
+  for (; c + kLanes <= channels; c += kLanes) join_vectors<kMax, 1>(in + c, rows, channels, out + c);
+  for (; c < channels; ++c)
+    for (int64_t r = 0; r < rows; ++r) {
+      const T value = in[r * channels + c];
+      if constexpr (kMax) {
+        out[c] = value > out[c] || value != value ? value : out[c];
+      } else {
+        out[c] += value;
+      }
+    }
 }
 
 template <class T>
@@ -148,16 +202,20 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
   const IndexBlocks blocks(index, n, num_rows);
   if (!blocks.ok) return false;
 
-  const auto add = reduction == Reduction::max ? adder<true, T>(channels) : adder<false, T>(channels);
   const Parts parts(num_rows, (1 << 16) / std::max<int64_t>(channels, 1));
-  const auto work = [&](int64_t part, const auto& visit) {
+  const auto work = [&](int64_t part, const auto& each) {
     const int64_t begin = parts.begin(part), end = parts.end(part);
     start_rows(out + begin * channels, (end - begin) * channels, reduction, include_self);
     std::vector<int32_t> counts(reduction == Reduction::sum ? 0 : end - begin, 0);
-    visit(begin, end, [&](int64_t row) {
-      const int64_t to = index[row];
-      add(in + row * channels, channels, out + to * channels);
-      if (!counts.empty()) ++counts[to - begin];
+    // Rows [first, first + rows) go to one.
+    each(begin, end, [&](int64_t first, int64_t rows) {
+      const int64_t to = index[first];
+      if (reduction == Reduction::max) {
+        join_rows<true>(in + first * channels, rows, channels, out + to * channels);
+      } else {
+        join_rows<false>(in + first * channels, rows, channels, out + to * channels);
+      }
+      if (!counts.empty()) counts[to - begin] += static_cast<int32_t>(rows);
     });
     for (int64_t i = 0; i < static_cast<int64_t>(counts.size()); ++i)
       finish_row(out + (begin + i) * channels, channels, reduction, counts[i], include_self);
@@ -169,12 +227,15 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
     if (blocks.high[b] >= 0) visits += kBlock * (parts.of(blocks.high[b] - blocks.low[b]) + 2);
   if (visits <= 4 * n + 4 * kBlock) {
     for_each_task(parts.count, [&](int64_t part) {
-      work(part, [&](int64_t begin, int64_t end, const auto& join) {
+      work(part, [&](int64_t begin, int64_t end, const auto& visit) {
         for (size_t b = 0; b < blocks.low.size(); ++b) {
           if (blocks.high[b] < begin || blocks.low[b] >= end) continue;
           const int64_t last = std::min<int64_t>(n, (b + 1) * kBlock);
-          for (int64_t i = b * kBlock; i < last; ++i)
-            if (index[i] >= begin && index[i] < end) join(i);
+          for (int64_t i = b * kBlock, next; i < last; i = next) {
+            const int64_t to = index[i];
+            for (next = i + 1; next < last && index[next] == to;) ++next;
+            if (to >= begin && to < end) visit(i, next - i);
+          }
         }
       });
     });
@@ -190,12 +251,12 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
         for (int64_t i = begin; i < end; ++i) give(index[i], i);
       });
   for_each_task(parts.count, [&](int64_t part) {
-    work(part, [&](int64_t, int64_t, const auto& join) {
+    work(part, [&](int64_t, int64_t, const auto& visit) {
       constexpr int64_t kAhead = 8;
       const int64_t last = dealt.first[part + 1];
       for (int64_t k = dealt.first[part]; k < last; ++k) {
         if (k + kAhead < last) __builtin_prefetch(in + dealt.items[k + kAhead] * channels);
-        join(dealt.items[k]);
+        visit(dealt.items[k], 1);
       }
     });
   });
@@ -218,10 +279,12 @@ std::tuple<Tensor, bool> reduce_features(Tensor feats, Tensor index, int64_t num
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cvctoolkit_native, m) {
   m.def("gather_features(Tensor feats, Tensor index, float fill) -> (Tensor, bool)");
+  m.def("invert_index(Tensor index, int rows) -> (Tensor, int)");
   m.def(
       "reduce_features(Tensor feats, Tensor index, int num_rows, int reduction, bool include_self) -> (Tensor, bool)");
 }
 STABLE_TORCH_LIBRARY_IMPL(cvctoolkit_native, CPU, m) {
   m.impl("gather_features", TORCH_BOX(&cvc::voxels::gather_features));
+  m.impl("invert_index", TORCH_BOX(&cvc::voxels::invert_index));
   m.impl("reduce_features", TORCH_BOX(&cvc::voxels::reduce_features));
 }

@@ -222,14 +222,38 @@ std::tuple<Tensor, Tensor, bool> voxel_children(Tensor coords, std::optional<Ten
   return {fine, parents, false};
 }
 
+// --- channels --------------------------------------------------------------------------------------------------------
+
+// Where the channels of every voxel are among those of all coarse ones: the coarse row · children + the child.
+Tensor voxel_child_slots(Tensor coords, Tensor coarse_row, int64_t fx, int64_t fy, int64_t fz) {
+  const int64_t n = coords.size(0);
+  const int32_t* const in = static_cast<const int32_t*>(coords.const_data_ptr());
+  const int64_t* const row = static_cast<const int64_t*>(coarse_row.const_data_ptr());
+  Tensor slots = new_tensor(coords, {n}, ScalarType::Long);
+  int64_t* const out = data_of<int64_t>(slots);
+  const Divider x(fx), y(fy), z(fz);
+  for_each_range(n, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto rest = [&](int axis, const Divider& by) {
+        const uint32_t c = static_cast<uint32_t>(in[4 * i + axis]) & 0xFFFF;
+        return int64_t{c - by(c) * by.value};
+      };
+      out[i] = ((row[i] * fx + rest(1, x)) * fy + rest(2, y)) * fz + rest(3, z);
+    }
+  });
+  return slots;
+}
+
 }  // namespace
 }  // namespace cvc::voxels
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cvctoolkit_native, m) {
   m.def("voxel_coarsen(Tensor coords, int fx, int fy, int fz) -> (Tensor, Tensor, Tensor, int)");
   m.def("voxel_children(Tensor coords, Tensor? mask) -> (Tensor, Tensor, bool)");
+  m.def("voxel_child_slots(Tensor coords, Tensor coarse_row, int fx, int fy, int fz) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(cvctoolkit_native, CPU, m) {
   m.impl("voxel_coarsen", TORCH_BOX(&cvc::voxels::voxel_coarsen));
   m.impl("voxel_children", TORCH_BOX(&cvc::voxels::voxel_children));
+  m.impl("voxel_child_slots", TORCH_BOX(&cvc::voxels::voxel_child_slots));
 }

@@ -8,6 +8,7 @@
 #include "voxels/deal.h"
 #include "voxels/places.h"
 #include "voxels/trilinear.h"
+#include "voxels/vector16.h"
 
 namespace cvc::voxels {
 namespace {
@@ -243,22 +244,10 @@ bool any_present(const int64_t* rows) {
   return any;
 }
 
-template <class T>
-struct Wide {
-  static constexpr int64_t kLanes = 16 / sizeof(T);
-  typedef T Lanes __attribute__((vector_size(16)));
-  static Lanes load(const T* from) {
-    Lanes lanes;
-    std::memcpy(&lanes, from, sizeof lanes);
-    return lanes;
-  }
-  static void store(Lanes lanes, T* to) { std::memcpy(to, &lanes, sizeof lanes); }
-};
-
 // The weighted sum of so many vectors of channels, in registers.
 template <int64_t kVectors, class T>
 void blend(const T* feats, int64_t channels, const int64_t* rows, const T* weights, T* out) {
-  using V = Wide<T>;
+  using V = Vector16<T>;
   typename V::Lanes sum[kVectors] = {};
   for (int c = 0; c < 8; ++c) {
     if (rows[c] < 0) continue;
@@ -287,7 +276,7 @@ void interpolate(const T* feats, int64_t channels, const T* points, const int64_
       for (int c = 0; c < 8; ++c) weights[c] = corner[c] >= 0 ? corners.weight(c) : T(0);
       const T scale = weight_scale(weights, renormalize);
       for (T& weight : weights) weight *= scale;
-      constexpr int64_t kLanes = Wide<T>::kLanes;
+      constexpr int64_t kLanes = Vector16<T>::kLanes;
       int64_t k = 0;
       for (; k + 4 * kLanes <= channels; k += 4 * kLanes) blend<4>(feats + k, channels, corner, weights, value + k);
       for (; k + kLanes <= channels; k += kLanes) blend<1>(feats + k, channels, corner, weights, value + k);
@@ -306,7 +295,7 @@ void interpolate(const T* feats, int64_t channels, const T* points, const int64_
 // In two vectors of sums, so that nothing waits for the addition before it.
 template <class T>
 T dot(const T* a, const T* b, int64_t n) {
-  using V = Wide<T>;
+  using V = Vector16<T>;
   typename V::Lanes even = {}, odd = {};
   int64_t k = 0;
   for (; k + 2 * V::kLanes <= n; k += 2 * V::kLanes) {
@@ -358,7 +347,7 @@ void gradient_by_points(const T* grad, const T* feats, int64_t channels, const T
 
 template <class T>
 void add_scaled(const T* __restrict from, T weight, int64_t channels, T* __restrict to) {
-  using V = Wide<T>;
+  using V = Vector16<T>;
   int64_t k = 0;
   for (; k + V::kLanes <= channels; k += V::kLanes) V::store(V::load(to + k) + weight * V::load(from + k), to + k);
   for (; k < channels; ++k) to[k] += weight * from[k];

@@ -13,6 +13,7 @@ from cvctoolkit._backend import Backend
 from cvctoolkit._library import define_op
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.voxels import dense_reference as reference
+from cvctoolkit.ops.voxels.conventions import DUPLICATE, OUT_OF_RANGE
 from cvctoolkit.ops.voxels.dense_op import checked_feats
 
 _REDUCTIONS = reference.REDUCTIONS
@@ -178,17 +179,33 @@ def scatter_features(
 
 def scatter_rows(op: str, feats: Tensor, index: Tensor, num_rows: int, fill: float, backend: str | None) -> Tensor:
     """`scatter_features` of checked arguments, in the name of a public function."""
-    return _gather(feats, _invert_index(index, num_rows, op), fill, backend=backend)
+    inverse = _invert_index(index, num_rows, op, backend="reference" if backend == "reference" else None)
+    return _gather(feats, inverse, fill, backend=backend)
 
 
-def _invert_index_run(index: Tensor, num_rows: int, op: str) -> Tensor:
+def _invert_index_native(index: Tensor, num_rows: int, op: str) -> Tensor:
+    _checks.fits_memory(op, "a result", num_rows * index.element_size(), index.device)
+    row, faults = _native.invert_index(index, num_rows)
+    if faults & OUT_OF_RANGE[0]:
+        _check_index(op, index, num_rows)
+    if faults & DUPLICATE[0]:
+        _refuse_two_sources(op)
+    return row
+
+
+def _refuse_two_sources(op: str) -> None:
+    raise ValueError(f"{op}: every row of the result must have one source at most, got one twice")
+
+
+def _invert_index_reference(index: Tensor, num_rows: int, op: str) -> Tensor:
+    _checks.fits_memory(op, "a result", num_rows * index.element_size(), index.device)
     _check_index(op, index, num_rows)
     rows = torch.arange(len(index), device=index.device)
     place = torch.where((index < 0) | (index >= num_rows), num_rows, index)
     row = torch.full((num_rows + 1,), len(index), device=index.device).scatter_reduce(0, place, rows, "amin")[:-1]
     row = torch.where(row < len(index), row, -1)
     if index.device.type == "cpu" and int((row >= 0).sum()) < int((index >= 0).sum()):
-        raise ValueError(f"{op}: every row of the result must have one source at most, got one twice")
+        _refuse_two_sources(op)
     return row
 
 
@@ -196,7 +213,8 @@ _invert_index = define_op(
     "invert_index",
     "(Tensor index, SymInt num_rows, str op) -> Tensor",
     fake=lambda index, num_rows, op: index.new_empty(num_rows),
-    reference=_invert_index_run,
+    reference=_invert_index_reference,
+    native=Backend(_invert_index_native, kernels=("invert_index",)),
 )
 
 

@@ -115,6 +115,18 @@ _children = define_op(
 )
 
 
+_child_slots = define_op(
+    "voxel_child_slots",
+    "(Tensor coords, Tensor coarse_row, int[] factor) -> Tensor",
+    fake=lambda coords, coarse_row, factor: torch.empty_like(coarse_row),
+    reference=reference.child_slots,
+    native=Backend(
+        lambda coords, coarse_row, factor: _native.voxel_child_slots(coords, coarse_row, *factor),
+        kernels=("voxel_child_slots",),
+    ),
+)
+
+
 # --- public functions -------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +242,11 @@ def _upsample(op: str, coords: Tensor, feats: Tensor | None, mask: Tensor | None
     return Upsampled(fine, feats, parent)
 
 
+def _slots_backend(backend: str | None) -> str | None:
+    """Slots have a kernel on a CPU only: a wish for native kernels is one where there are any."""
+    return None if backend == "native" else backend
+
+
 def spatial_to_channel(
     coords: Tensor, feats: Tensor, factor: int | Sequence[int] = 2, *, backend: str | None = None
 ) -> Downsampled:
@@ -256,7 +273,7 @@ def spatial_to_channel(
     factors = _factors(op, factor)
     children = factors[0] * factors[1] * factors[2]
     coarse, inverse, counts = _coarsen(coords, factors, op, backend=backend)
-    slot = inverse * children + reference.child_index(coords, factors)
+    slot = _child_slots(coords, inverse, factors, backend=_slots_backend(backend))
     stacked = scatter_rows(op, feats, slot, coarse.shape[0] * children, 0.0, backend)
     return Downsampled(coarse, stacked.view(coarse.shape[0], children * feats.shape[1]), inverse, counts)
 
@@ -288,6 +305,6 @@ def channel_to_spatial(
     if feats.shape[1] % 8:
         raise ValueError(f"{op}: feats must have a multiple of 8 channels, got {feats.shape[1]}")
     fine, _, parent = _upsample(op, coords, None, child_mask, backend)
-    slot = parent * 8 + reference.child_index(fine, [2, 2, 2])
+    slot = _child_slots(fine, parent, [2, 2, 2], backend=_slots_backend(backend))
     channels = feats.shape[1] // 8
     return Upsampled(fine, gather_features(feats.view(feats.shape[0] * 8, channels), slot, backend=backend), parent)

@@ -27,7 +27,7 @@ def children(coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return fine[order].to(torch.int32), parent[order]
 
 
-def child_index(coords: Tensor, factor: list[int]) -> Tensor:
-    """``[N]`` the place of every voxel among the x·y·z children of its parent, x slowest."""
+def child_slots(coords: Tensor, coarse_row: Tensor, factor: list[int]) -> Tensor:
+    """``[N]`` the place of every voxel among the x·y·z children, x slowest, of all coarse ones."""
     x, y, z = (coords[:, 1 + k].long() % factor[k] for k in range(3))
-    return (x * factor[1] + y) * factor[2] + z
+    return ((coarse_row * factor[0] + x) * factor[1] + y) * factor[2] + z
