@@ -1,6 +1,6 @@
 """Sets of voxels: algebra against Python sets and NumPy, look-ups, bad input."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,7 +10,20 @@ from hypothesis import given, settings
 
 from cvctoolkit import ops
 from tests.native import native_module
-from tests.voxel_sets import BACKENDS, GOOD, KINDS, LARGEST, ORDERS, OUTSIDE, arranged, big, rows_of, sets, tensor
+from tests.voxel_sets import (
+    BACKENDS,
+    GOOD,
+    KINDS,
+    LARGEST,
+    ORDERS,
+    OUTSIDE,
+    arranged,
+    big,
+    rows_of,
+    sets,
+    tensor,
+    words_per_row,
+)  # fmt: skip
 
 TWO_SETS = [ops.voxel_union, ops.voxel_intersection, ops.voxel_difference, ops.voxel_isin, ops.voxel_lookup]
 
@@ -85,17 +98,6 @@ def test_a_repeated_row_counts_as_its_lowest_when_asked_to(rows):
         assert both.index_a.tolist() == both.index_b.tolist() == first
         only = ops.voxel_difference(a, a[:0], assume_unique=True, backend=backend)
         assert only.index_a.tolist() == first
-
-
-@contextmanager
-def words_per_row(most):
-    """How many words of bits the native look-ups may spend on a row: none makes them sort."""
-    limit = torch.ops.cvctoolkit_native.voxel_words_per_row
-    before = limit(most)
-    try:
-        yield
-    finally:
-        limit(before)
 
 
 # Queries need not be voxels, and those out of range may come in order too.

@@ -1,5 +1,7 @@
 """What tests of sets and orders of voxels share."""
 
+from contextlib import contextmanager
+
 import hypothesis.strategies as st
 import numpy as np
 import torch
@@ -54,3 +56,14 @@ def big(kind, count, seed):
 KINDS = ["one column", "cube", "grid", "everywhere", "outliers", "far corner", "equal", "sorted"]
 GOOD = tensor([(0, 1, 2, 3), (1, 0, 0, 5), (0, 0, 9, 9)])
 OUTSIDE = [(0, -1, 0, 0), (-1, 0, 0, 0), (MAX_BATCH, 0, 0, 0), (0, 0, MAX_COORD, 0), (0, 0, 0, 2**31 - 1)]
+
+
+@contextmanager
+def words_per_row(most):
+    """How many words of bits the native sets may spend on a row: none makes them sort."""
+    limit = torch.ops.cvctoolkit_native.voxel_words_per_row
+    before = limit(most)
+    try:
+        yield
+    finally:
+        limit(before)

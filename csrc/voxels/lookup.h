@@ -25,8 +25,10 @@ class Directory {
     });
   }
 
-  void prefetch_bin(uint64_t narrow) const { __builtin_prefetch(begin_.data() + (narrow >> shift_)); }
-  void prefetch_rows(uint64_t narrow) const { table_.prefetch(begin_[narrow >> shift_]); }
+  [[gnu::always_inline]] void prefetch_bin(uint64_t narrow) const {
+    __builtin_prefetch(begin_.data() + (narrow >> shift_));
+  }
+  [[gnu::always_inline]] void prefetch_rows(uint64_t narrow) const { table_.prefetch(begin_[narrow >> shift_]); }
 
   // The place of a key, given narrow and as the table has it, or -1.
   int64_t find(uint64_t narrow, uint64_t key) const {

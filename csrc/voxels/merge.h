@@ -3,40 +3,11 @@
 // chunk.
 #pragma once
 
-#include <type_traits>
-#include <utility>
-
 #include "voxels/table.h"
 
 namespace cvc::voxels {
 
 constexpr uint64_t kNoKey = ~uint64_t{0};  // keys have at most 63 bits
-
-// Calls visit(fresh, i, j, has_a, has_b) once per row of a and of b, equal rows of both together, in ascending order of
-// keys; fresh where the key differs from that of the visit before. The constants has_a and has_b tell whether i is a
-// place of a and j one of b. Which of the two the visit is about is left open, for the sake of no branch: what is
-// written for the other now is written again when its turn comes.
-template <class Table, class Visit>
-void walk_both(const Table& a, const Table& b, int64_t i, int64_t i_end, int64_t j, int64_t j_end, const Visit& visit) {
-  uint64_t before = kNoKey;
-  while (i < i_end && j < j_end) {
-    const uint64_t key_a = a.key(i), key_b = b.key(j), key = min(key_a, key_b);
-    visit(key != before, i, j, std::true_type(), std::true_type());
-    before = key;
-    i += key_a == key;
-    j += key_b == key;
-  }
-  for (; i < i_end; ++i) {
-    const uint64_t key = a.key(i);
-    visit(key != before, i, j_end, std::true_type(), std::false_type());
-    before = key;
-  }
-  for (; j < j_end; ++j) {
-    const uint64_t key = b.key(j);
-    visit(key != before, i_end, j, std::false_type(), std::true_type());
-    before = key;
-  }
-}
 
 // The first place in [begin, end) whose key is not less, by steps that double: cheap when it is near.
 template <class Table>

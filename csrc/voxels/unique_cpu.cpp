@@ -1,0 +1,247 @@
+// The distinct voxels of one set or two: sets in order are merged, others become bits of the box that they fill, or,
+// where that box is large, are sorted.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+
+#include "voxels/rows_by_range.h"
+#include "voxels/steps.h"
+#include "voxels/tensors.h"
+
+namespace cvc::voxels {
+namespace {
+
+using torch::stable::Tensor;
+
+// Rows to be told the row of their voxel in `index`.
+struct Given {
+  const int32_t* coords;
+  int64_t begin, size;  // where their keys are
+  bool ascending;
+  int64_t* index;
+};
+
+struct Distinct {
+  Tensor coords, counts, first;
+};
+
+Distinct new_distinct(const Tensor& like, int64_t n, bool details) {
+  return {new_coords(like, n), new_rows(like, details ? n : 0), new_rows(like, details ? n : 0)};
+}
+
+// --- by a merge ------------------------------------------------------------------------------------------------------
+
+// Writes what the steps of a merge from one cut to the next tell; `id` is that of the voxel before.
+void write_steps(const uint8_t* step, const Cut& begin, const Cut& end, const Given& a, const Given& b, int64_t id,
+                 Distinct& out, bool details) {
+  const int32_t *const coords_a = a.coords, *const coords_b = b.coords;
+  int64_t *const index_a = a.index, *const index_b = b.index;
+  int32_t* const coords = data_of<int32_t>(out.coords);
+  int64_t *const counts = data_of<int64_t>(out.counts), *const first = data_of<int64_t>(out.first);
+  const int64_t offset = b.begin - a.begin;
+  int64_t i = begin.i, j = begin.j, lowest = 0, count = 0;
+  const auto write = [=, &i, &j, &id, &lowest, &count](uint8_t step, auto has_a, auto has_b) {
+    const bool of_a = step & kOfFirst, of_b = step & kOfSecond, fresh = step & kFresh;
+    id += fresh;
+    std::memcpy(coords + 4 * id, of_a ? coords_a + 4 * i : coords_b + 4 * j, 4 * sizeof *coords);
+    if (details) {
+      const int64_t row = of_a ? i : offset + j;
+      first[id] = lowest = fresh ? row : lowest;
+      counts[id] = count = (fresh ? 0 : count) + of_a + of_b;
+    }
+    // For the sake of no branch also what the step is not about: it is told again when its own step comes.
+    if constexpr (has_a) index_a[i] = id;
+    if constexpr (has_b) index_b[j] = id;
+    i += of_a;
+    j += of_b;
+  };
+  while (i < end.i && j < end.j) write(*step++, std::true_type(), std::true_type());
+  while (i < end.i) write(*step++, std::true_type(), std::false_type());
+  while (j < end.j) write(*step++, std::false_type(), std::true_type());
+}
+
+// Of two sets in order.
+Distinct merged(const Tensor& like, const uint64_t* keys, const Given& a, const Given& b, bool details) {
+  const Plain table_a{keys + a.begin, a.size}, table_b{keys + b.begin, b.size};
+  const std::vector<Cut> cuts = cut(table_a, table_b);
+  const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
+  Buffer<uint8_t> steps(a.size + b.size);
+  std::vector<int64_t> first_id(parts + 1, 0);
+  const auto first_step = [&](int64_t p) { return steps.data() + cuts[p].i + cuts[p].j; };
+  std::vector<Merge> merges;
+  for (int64_t p = 0; p < parts; ++p)
+    merges.push_back({table_a.keys + cuts[p].i, table_a.keys + cuts[p + 1].i, table_b.keys + cuts[p].j,
+                      table_b.keys + cuts[p + 1].j, first_step(p)});
+  for_each_task((parts + 1) / 2, [&](int64_t t) {
+    Merge none{};
+    const bool two = 2 * t + 1 < parts;
+    finish_both(merges[2 * t], two ? merges[2 * t + 1] : none);
+    for (int64_t p = 2 * t; p <= 2 * t + two; ++p) first_id[p] = count_fresh(first_step(p), merges[p].steps);
+  });
+  Distinct out = new_distinct(like, running_sums(first_id), details);
+  for_each_task(
+      parts, [&](int64_t p) { write_steps(first_step(p), cuts[p], cuts[p + 1], a, b, first_id[p] - 1, out, details); });
+  return out;
+}
+
+// --- by bits ---------------------------------------------------------------------------------------------------------
+
+// Details are those of the first set.
+Distinct in_box(const Tensor& like, const Box& box, const std::vector<Given>& sets, bool details) {
+  int64_t n = 0;
+  for (const Given& set : sets) n += set.size;
+  const Ranges ranges(box, n);
+  std::vector<RowsByRange<true>> rows;
+  for (const Given& set : sets) rows.emplace_back(set.coords, set.size, set.ascending, box, ranges);
+
+  // The cells of the voxels, each range's from first_row on, which leaves room enough.
+  std::vector<int64_t> first_row(ranges.count, 0), first_id(ranges.count, 0);
+  for (int64_t range = 0; range < ranges.count; ++range)
+    for (const RowsByRange<true>& set : rows) first_row[range] += set.size(range);
+  running_sums(first_row);
+  Buffer<uint32_t> cells(n);
+  for_each_task(
+      ranges.count, [&] { return BitSpace(ranges); },
+      [&](int64_t range, const BitSpace& space) {
+        const Bits bits = space.bits;
+        bits.clear();
+        for (const RowsByRange<true>& set : rows) set(range, [bits](int64_t cell, int64_t) { bits.set(cell); });
+        first_id[range] = bits.number();
+        uint32_t* const own = cells.data() + first_row[range];
+        fetch_to_write(own, first_id[range]);
+        for (size_t k = 0; k < sets.size(); ++k)
+          rows[k].answer(range, sets[k].index, [bits, own](int64_t cell, int64_t) {
+            const int64_t rank = bits.rank(cell);
+            own[rank] = static_cast<uint32_t>(cell);
+            return rank;
+          });
+      });
+  const std::vector<int64_t> distinct = first_id;
+  Distinct out = new_distinct(like, running_sums(first_id), details);
+  int32_t* const coords = data_of<int32_t>(out.coords);
+  int64_t *const counts = data_of<int64_t>(out.counts), *const first = data_of<int64_t>(out.first);
+  for_each_task(ranges.count, [&](int64_t range) {
+    const Box local = box;  // its members in registers
+    const uint32_t* const own = cells.data() + first_row[range];
+    const uint64_t first_cell = ranges.first_cell(range);
+    const int64_t id = first_id[range];
+    for (int64_t k = 0; k < distinct[range]; ++k) local.write(first_cell + own[k], coords + 4 * (id + k));
+    if (!details) return;
+    std::fill_n(counts + id, distinct[range], 0);
+    std::fill_n(first + id, distinct[range], 0);
+    rows[0].answers(range, sets[0].index, [count = counts + id, lowest = first + id](int64_t rank, int64_t row) {
+      lowest[rank] |= row & -static_cast<int64_t>(count[rank] == 0);  // a branch would be guessed wrong too often
+      ++count[rank];
+    });
+  });
+  for (size_t k = 0; k < sets.size(); ++k)
+    rows[k].deliver(sets[k].index, [&](int64_t range) { return first_id[range]; });
+  return out;
+}
+
+// --- by a sort -------------------------------------------------------------------------------------------------------
+
+// Of one sorted table; inverse(row) is where the row is to be told its voxel.
+template <class Table, class Inverse>
+Distinct of_table(const Tensor& like, const Table& table, const Inverse& inverse, bool details) {
+  const std::vector<int64_t> begin = cut(table);
+  Distinct out;
+  count_then_write(
+      static_cast<int64_t>(begin.size()) - 1,
+      [&](int64_t c) {
+        int64_t heads = 0;
+        for (int64_t i = begin[c]; i < begin[c + 1]; ++i) heads += i == 0 || table.key(i) != table.key(i - 1);
+        return heads;
+      },
+      [&](int64_t total) { out = new_distinct(like, total, details); },
+      [&](int64_t c, int64_t id, int64_t) {
+        int32_t* const coords = data_of<int32_t>(out.coords);
+        int64_t *const counts = data_of<int64_t>(out.counts), *const first = data_of<int64_t>(out.first);
+        uint64_t before = kNoKey;
+        --id;
+        int64_t head = 0;
+        for (int64_t i = begin[c]; i < begin[c + 1]; ++i) {
+          const uint64_t key = table.key(i);
+          const bool fresh = key != before;
+          id += fresh;
+          head = fresh ? i : head;
+          before = key;
+          write_voxel(table.widen(key), coords + 4 * id);
+          const int64_t row = table.row(i);
+          inverse(row) = id;
+          if (details) {
+            first[id] = fresh ? row : first[id];
+            counts[id] = i - head + 1;
+          }
+        }
+      });
+  return out;
+}
+
+// --- the operators ---------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t> voxel_unique(Tensor coords) {
+  Rows rows(coords);
+  if (rows.faults())
+    return {new_coords(coords, 0), new_rows(coords, 0), new_rows(coords, 0), new_rows(coords, 0), rows.faults()};
+  Tensor index = new_rows(coords, rows.size);
+  const int32_t* const from = coords_of(coords);
+  int64_t* const to = data_of<int64_t>(index);
+  const Scan& scan = rows.scan[0];
+  const Box box(scan);
+  Distinct found;
+  if (scan.descents == 1) {  // two sets in order, one after the other
+    const int64_t half = scan.descent;
+    found = merged(coords, rows.keys.data(), {from, 0, half, true, to},
+                   {from + 4 * half, half, rows.size - half, true, to + half}, true);
+  } else if (!scan.ascending && box.suits(rows.size)) {
+    found = in_box(coords, box, {{from, 0, rows.size, false, to}}, true);
+  } else {
+    found = with_tables(rows.keys, Layout(scan), {{0, rows.size, scan.ascending}}, [&](const auto& table) {
+      return of_table(coords, table, [=](int64_t row) -> int64_t& { return to[row]; }, true);
+    });
+  }
+  return {found.coords, index, found.counts, found.first, 0};
+}
+
+std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_union(Tensor a, Tensor b) {
+  Rows rows(a, b);
+  if (rows.faults()) return {new_coords(a, 0), new_rows(a, 0), new_rows(a, 0), rows.faults()};
+  const int64_t size_a = rows.first, size_b = rows.size - rows.first;
+  Tensor index_a = new_rows(a, size_a), index_b = new_rows(a, size_b);
+  const Given set_a{coords_of(a), 0, size_a, rows.scan[0].ascending, data_of<int64_t>(index_a)};
+  const Given set_b{coords_of(b), size_a, size_b, rows.scan[1].ascending, data_of<int64_t>(index_b)};
+  const Scan both = rows.scan[0] + rows.scan[1];
+  const Box box(both);
+  Distinct found;
+  if (set_a.ascending && set_b.ascending) {
+    found = merged(a, rows.keys.data(), set_a, set_b, false);
+  } else if (box.suits(rows.size)) {
+    found = in_box(a, box, {set_a, set_b}, false);
+  } else {
+    found = with_tables(rows.keys, Layout(both), {{0, rows.size, false}}, [&](const auto& table) {
+      const auto inverse = [&](int64_t row) -> int64_t& {
+        return row < size_a ? set_a.index[row] : set_b.index[row - size_a];
+      };
+      return of_table(a, table, inverse, false);
+    });
+  }
+  return {found.coords, index_a, index_b, 0};
+}
+
+}  // namespace
+}  // namespace cvc::voxels
+
+// Coordinates are contiguous int32: Python sees to it. The last result tells the faults found (voxels/keys.h).
+STABLE_TORCH_LIBRARY_FRAGMENT(cvctoolkit_native, m) {
+  m.def("voxel_unique(Tensor coords) -> (Tensor, Tensor, Tensor, Tensor, int)");
+  m.def("voxel_union(Tensor a, Tensor b) -> (Tensor, Tensor, Tensor, int)");
+}
+STABLE_TORCH_LIBRARY_IMPL(cvctoolkit_native, CPU, m) {
+  m.impl("voxel_unique", TORCH_BOX(&cvc::voxels::voxel_unique));
+  m.impl("voxel_union", TORCH_BOX(&cvc::voxels::voxel_union));
+}

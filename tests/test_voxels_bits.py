@@ -1,0 +1,119 @@
+"""Sets of voxels on the CPU: bits, sorts and merges find the same, whatever the box, the order and the threads."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+
+from cvctoolkit import ops
+from tests.voxel_sets import LARGEST, arranged, rows_of, tensor, words_per_row
+
+# No bits at all, as many as usual, and bits of boxes that are nearly empty.
+WORDS = [0, 8, 4096]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_unique(rows: list[tuple[int, ...]]) -> None:
+    found, expected = ops.voxel_unique(tensor(rows)), sorted(set(rows))
+    assert rows_of(found.coords) == expected
+    assert found.inverse.tolist() == [expected.index(r) for r in rows]
+    assert found.counts.tolist() == [rows.count(r) for r in expected]
+    assert found.first.tolist() == [rows.index(r) for r in expected]
+
+
+def check_union(a: list[tuple[int, ...]], b: list[tuple[int, ...]]) -> None:
+    found, expected = ops.voxel_union(tensor(a), tensor(b)), sorted({*a, *b})
+    assert rows_of(found.coords) == expected
+    assert found.index_a.tolist() == [expected.index(r) for r in a]
+    assert found.index_b.tolist() == [expected.index(r) for r in b]
+
+
+# Boxes that are thin in any way, at either end of what there is: a line along z begins at a word of 64 cells.
+edges = st.tuples(*[st.sampled_from([1, 2, 3, 63, 64, 65, 129])] * 4)
+
+
+@st.composite
+def boxed(draw: st.DrawFn) -> list[tuple[int, ...]]:
+    """Rows in a box, some of them repeated, in any order or as one or two sets in order."""
+    box, far = draw(edges), draw(st.booleans())
+    voxel = st.tuples(*[st.integers(0, edge - 1) for edge in box])
+    rows = draw(st.lists(voxel, max_size=40))
+    rows += draw(st.lists(st.sampled_from(rows), max_size=20)) if rows else []
+    if far:
+        rows = [tuple(limit - 1 - c for limit, c in zip(LARGEST, row, strict=True)) for row in rows]
+    middle = draw(st.integers(0, len(rows)))
+    how = draw(st.sampled_from(["as is", "sorted", "two runs"]))
+    return {"as is": rows, "sorted": sorted(rows)}.get(how, sorted(rows[:middle]) + sorted(rows[middle:]))
+
+
+@given(rows=st.one_of(boxed(), arranged), most=st.sampled_from(WORDS))
+def test_unique_is_that_of_python_with_and_without_bits(rows, most):
+    with words_per_row(most):
+        check_unique(rows)
+
+
+@given(a=st.one_of(boxed(), arranged), b=st.one_of(boxed(), arranged), most=st.sampled_from(WORDS))
+def test_union_is_that_of_python_with_and_without_bits(a, b, most):
+    with words_per_row(most):
+        check_union(a, b)
+
+
+def filled(box: tuple[int, ...], count: int, seed: int) -> Tensor:
+    """Rows drawn from a box: of a small one most cells many times."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(np.stack([rng.integers(0, edge, count) for edge in box], 1).astype(np.int32))
+
+
+def in_runs(coords: Tensor, runs: int) -> Tensor:
+    """Rows sorted, or as several sets that are, one after the other."""
+    return torch.cat([ops.voxel_sort(part, backend="reference").coords for part in coords.chunk(runs)])
+
+
+# One cell, one word, one range; lines and planes across every axis; batches; dense, and all but empty.
+BOXES = [
+    (1, 1, 1, 1), (1, 1, 1, 64), (1, 1, 1, 65536), (1, 1, 65536, 1), (1, 65536, 1, 1), (32768, 1, 1, 1),
+    (1, 1, 300, 300), (1, 300, 1, 300), (1, 300, 300, 1), (300, 1, 1, 300), (5, 20, 21, 22), (1, 400, 400, 400),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("box", BOXES, ids=lambda box: "x".join(map(str, box)))
+@pytest.mark.parametrize("runs", [None, 1, 2, 3], ids=lambda runs: f"{runs or 'no'} runs")
+def test_many_rows_give_what_the_reference_gives(box, runs):
+    """More rows than a chunk of any kind holds."""
+    a, b = filled(box, 70_000, 1), filled(box, 33_000, 2)
+    b[::50] = torch.minimum(b[::50] + torch.tensor([0, 1, 0, 2]), torch.tensor(LARGEST) - 1).int()  # outside a's box
+    if runs:
+        a, b = in_runs(a, runs), in_runs(b, runs)
+    unique, union = ops.voxel_unique(a, backend="reference"), ops.voxel_union(a, b, backend="reference")
+    rows = ops.voxel_lookup(a, b, assume_unique=True, backend="reference")
+    for most in WORDS:
+        for count in (1, 3):
+            with words_per_row(most), threads(count):
+                assert all(map(torch.equal, ops.voxel_unique(a), unique)), (most, count)
+                assert all(map(torch.equal, ops.voxel_union(a, b), union)), (most, count)
+                assert torch.equal(ops.voxel_lookup(a, b, assume_unique=True), rows), (most, count)
+                assert torch.equal(ops.voxel_isin(b, a), rows >= 0), (most, count)
+
+
+@pytest.mark.parametrize("most", WORDS)
+def test_a_set_in_order_goes_with_one_that_is_not(most):
+    a, b = filled((2, 90, 91, 92), 50_000, 3), filled((3, 90, 91, 92), 40_000, 4)
+    ordered = in_runs(a, 1)
+    with words_per_row(most):
+        for pair in ((ordered, b), (b, ordered), (ordered, ordered[:1]), (ordered[:1], b), (ordered[:0], b)):
+            expected = ops.voxel_union(*pair, backend="reference")
+            assert all(map(torch.equal, ops.voxel_union(*pair), expected))
