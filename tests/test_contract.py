@@ -175,8 +175,8 @@ def test_every_public_function_is_documented():
             doc = inspect.getdoc(function)
             assert doc, name
             if inspect.isfunction(function):
-                for parameter in inspect.signature(function).parameters:
-                    assert f"{parameter}:" in doc or len(doc.splitlines()) < 3, f"{name}: {parameter} is not documented"
+                for part in ("Args", "Returns", "Raises", *inspect.signature(function).parameters):
+                    assert f"{part}:" in doc, f"{name}: {part} is not documented"
 
 
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if has_backend_argument(s)], ids=str)
