@@ -148,6 +148,25 @@ def test_noncontiguous_and_repeatable(sample: Sample, backend: str, device: str)
         assert torch.equal(a, c), "the thread count or a second run changes the result"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "sample,backend", params([s for s in SAMPLES if has_backend_argument(s)], ["native", "triton"])
+)
+def test_runs_on_the_current_stream(sample: Sample, backend: str):
+    require(sample, backend, "cuda")
+    kwargs = sample.make(torch.float32, "cuda")
+    expected = tensors(run(sample, kwargs, backend))
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(10_000_000)  # on another stream the operator would read what is not there yet
+        late = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        found = tensors(run(sample, late, backend))
+    side.synchronize()
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.nan_to_num(7), b.nan_to_num(7))
+
+
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_inputs_are_not_modified(sample: Sample):
     kwargs = sample.make(torch.float32, "cpu")
