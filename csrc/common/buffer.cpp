@@ -5,8 +5,6 @@
 
 namespace cvc {
 
-bool poison_buffers = false;
-
 #if defined(__linux__)
 namespace {
 

@@ -87,7 +87,15 @@ using F4 = Vec<float, 4>;
 using D4 = Vec<double, 4>;
 
 // (p[0], p[1], p[2], 0), reading no more.
-inline F4 load3(const float* p) { return F4{p[0], p[1], p[2], 0}; }
+inline F4 load3(const float* p) {
+#if defined(__AVX2__)
+  return _mm_maskload_ps(p, _mm_setr_epi32(-1, -1, -1, 0));
+#elif defined(__SSE2__)
+  return _mm_movelh_ps(_mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), _mm_load_ss(p + 2));
+#else
+  return F4{p[0], p[1], p[2], 0};
+#endif
+}
 inline D4 widen(F4 v) {
 #if defined(__AVX2__)
   return _mm256_cvtps_pd(v);
@@ -187,6 +195,24 @@ struct Packer {
 };
 #endif
 inline F pack(const Packer& p, F v) { return F(p(I(v))); }
+
+// All lanes combined to one number.
+template <int step = kF / 2, class Combine>
+inline float fold(F v, Combine combine) {
+  if constexpr (step > 0) {
+    I turned{};
+#pragma GCC unroll 16
+    for (int l = 0; l < kF; ++l) turned[l] = (l + step) % kF;
+    return fold<step / 2>(combine(v, F(__builtin_shuffle(v, turned))), combine);
+  } else {
+    return v[0];
+  }
+}
+inline float greatest(F v) {
+  return fold(v, [](F a, F b) { return vmax(a, b); });
+}
+// The first of the lanes with the least value; no lane may be NaN.
+inline int least_lane(F v) { return __builtin_ctz(lane_bits(v == -greatest(-v))); }
 
 // Transposes the kF × kF matrix of v[0..kF): element l of v[k] becomes element k of v[l].
 template <int step = 1>

@@ -3,7 +3,10 @@
 //
 //   narrow_band_sphere.h   the smallest sphere around a triangle, names of cells; shared with CUDA
 //   narrow_band_bins.cpp   triangles → bounding spheres, sorted into cells of 8³ voxels
-//   isa_narrow_band.cpp    one block of 8³ voxels: spheres culled (narrow_band_cull.h), exact distances in the
+//   narrow_band_groups.cpp where triangles are many: groups of neighbours, bounded by oriented boxes
+//                          (narrow_band_group_boxes.h)
+//   isa_narrow_band.cpp    one block of 8³ voxels: spheres culled (narrow_band_cull.h), or groups and then triangles by
+//                          their vertices (narrow_band_dense.h); exact distances (narrow_band_bricks.h) in the
 //                          triangles' own frames (narrow_band_frames.h)
 //   narrow_band_rows.cpp   runs the blocks in parallel and writes the voxels in lexicographic order
 //   narrow_band_cpu.cpp    the operator
@@ -53,9 +56,10 @@ constexpr float kCentreError = 0.8660254f * kCentreStep + 1e-5f;  // half a step
 constexpr float kLargestRadius = 4.5f;                            // longer triangles are cut into parts
 constexpr float kRadiusStep = kLargestRadius / 254;
 
-// A run of spheres that share a cell, and where that cell's corner lies relative to the block's centre.
+// A run of spheres that share a cell, the first of its groups, and where the cell's corner lies relative to the block's
+// centre.
 struct SphereRun {
-  uint32_t begin, end;
+  uint32_t begin, end, group;
   float corner[3];
 };
 
@@ -64,20 +68,59 @@ struct Spheres {
   const uint32_t* face;    // [n + 16]
 };
 
+// Where triangles are many, kGroup spheres that follow each other in their cell are a group, bounded by an oriented
+// box: its centre (relative to the cell's corner), two of its axes, the extent along either and across both, and its
+// reach from the centre. Centres are on the surface up to kCentreError; exactly where "off surface" is not large.
+constexpr int kGroup = 16;
+enum GroupField { kX = 0, kReach = 3, kU = 4, kW = 7, kExtent = 10, kOffSurface = 13, kGroupFields = 14 };
+struct GroupList {
+  float* field[kGroupFields];  // [groups + 16] each; null: there are no groups
+  int32_t* id;
+};
+
+template <class Real, class Index>
+struct GroupJob {
+  Mesh<Real, Index> mesh;
+  Grid grid;
+  Spheres spheres;
+  double corner[3];     // of the cell, in voxels from the grid's corner
+  uint32_t begin, end;  // the cell's spheres
+  uint32_t group;       // the first of its groups
+  GroupList out;
+};
+
 struct SphereList {
   float *x, *y, *z, *r;
   uint32_t* id;
 };
+
+// Working memory of one thread for groups: lists of `capacity` + 16 elements; and by slot, as groups get one when their
+// triangles are needed, room for as many as frames allow.
+struct GroupScratch {
+  GroupList block, octant, brick;  // groups that matter; ids: places in `block`
+  uint32_t* first;                 // of the block's groups: their first spheres,
+  int32_t* run;                    // runs,
+  int32_t* slot;                   // and slots, or -1
+  int32_t* columns;                // columns of the brick that groups in `kept` matter to, as bits
+  int32_t* kept;                   // groups that are left for a brick: places in `block`, then slots
+  int32_t *count, *framed;         // triangles in a slot; are their frames made?
+  void* members;
+  uint32_t* frame_face;
+  int32_t* id;  // frames to measure
+  int64_t capacity;
+};
+constexpr int64_t kMemberBytes = 11 * kGroup * sizeof(float);
 
 // Working memory of one thread: arrays of `capacity` + 16 elements, and room for `frame_capacity` frames.
 struct Scratch {
   SphereList block;      // ids: places in Spheres
   SphereList octant;     // ids: places in `block`, then frames
   int32_t* frame_of;     // of the block's spheres, -1 when no octant has needed it yet
-  SphereList brick;      // ids: frames
+  uint32_t* brick;       // frames
   uint32_t* frame_face;  // the face that a frame is of
   void* frames;
   int64_t capacity, frame_capacity;
+  GroupScratch groups;
 };
 
 template <class Real>
@@ -93,6 +136,7 @@ struct Job {
   Mesh<Real, Index> mesh;
   Grid grid;
   Spheres spheres;
+  GroupList groups;
   const SphereRun* runs;
   int64_t run_count;
   double centre[3];  // of the block, in voxels from the grid's corner
@@ -101,16 +145,25 @@ struct Job {
   BlockVoxels<Real>* out;
 };
 
-// A kernel measures one block. It returns 0, or the number of frames the scratch should have had room for.
+// Measures one block. Returns 0, or the number of frames the scratch should have had room for.
 template <class Real, class Index>
-using Kernel = int64_t (*)(const Job<Real, Index>&);
+using BlockKernel = int64_t (*)(const Job<Real, Index>&);
+// Measures the boxes of the groups of a cell.
+template <class Real, class Index>
+using GroupKernel = void (*)(const GroupJob<Real, Index>&);
+
+template <class Real, class Index>
+struct KernelsFor {
+  BlockKernel<Real, Index> block;
+  GroupKernel<Real, Index> groups;
+  int64_t frame_bytes;
+};
 
 struct Kernels {
-  Kernel<float, int32_t> float_int32;
-  Kernel<float, int64_t> float_int64;
-  Kernel<double, int32_t> double_int32;
-  Kernel<double, int64_t> double_int64;
-  int64_t float_frame_bytes, double_frame_bytes;
+  KernelsFor<float, int32_t> float_int32;
+  KernelsFor<float, int64_t> float_int64;
+  KernelsFor<double, int32_t> double_int32;
+  KernelsFor<double, int64_t> double_int64;
 };
 Kernels narrow_band_kernels_baseline();
 Kernels narrow_band_kernels_avx2();

@@ -105,8 +105,8 @@ struct Binning {
   int64_t part_limit;  // spheres per chunk, voxels of the band: more do not fit into this machine's memory
   double voxel_limit;
 
-  // Does the triangle alone have too many voxels? One within the grid has its area times half the band at least, on one
-  // side or the other. Told before any of its parts are made.
+  // Does a long triangle alone have too many voxels? One within the grid has its area times half the band at least, on
+  // one side or the other. Told before any of its parts are made.
   bool too_large(Point a, Point b, Point c) const {
     const Point low = {min(min(a.x, b.x), c.x), min(min(a.y, b.y), c.y), min(min(a.z, b.z), c.z)};
     const Point high = {max(max(a.x, b.x), c.x), max(max(a.y, b.y), c.y), max(max(a.z, b.z), c.z)};
@@ -123,6 +123,10 @@ struct Binning {
     if (chunk.parts.size() > part_limit) chunk.status = Status::too_large;
     if (chunk.status != Status::ok) return;
     if (t.radius > largest_radius) {
+      if (too_large(a, b, c)) {
+        chunk.status = Status::too_large;
+        return;
+      }
       const Point middle = 0.5 * (t.a + t.b);
       add(chunk, face, batch, t.a, middle, t.c);
       add(chunk, face, batch, middle, t.b, t.c);
@@ -172,8 +176,8 @@ Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const G
         const Real* q = mesh.vertices + 3 * v;
         p[corner] = {(q[0] - grid.low[0]) * grid.voxels, (q[1] - grid.low[1]) * grid.voxels,
                      (q[2] - grid.low[2]) * grid.voxels};
-        const double farthest = max(max(std::abs(p[corner].x), std::abs(p[corner].y)), std::abs(p[corner].z));
         if (!(std::abs(p[corner].x) + std::abs(p[corner].y) + std::abs(p[corner].z) <= 3.0 * kFarthest)) {
+          const double farthest = max(max(std::abs(p[corner].x), std::abs(p[corner].y)), std::abs(p[corner].z));
           chunk.status = farthest < HUGE_VAL ? Status::too_far : Status::not_finite;
           return;
         }
@@ -181,8 +185,6 @@ Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const G
       const int64_t batch = face_batch ? face_batch[f] : 0;
       if (batch < 0 || batch >= kLargestBatch) {
         chunk.status = Status::bad_batch;
-      } else if (binning.too_large(p[0], p[1], p[2])) {
-        chunk.status = Status::too_large;
       } else {
         binning.add(chunk, static_cast<uint32_t>(f), batch, p[0], p[1], p[2]);
       }

@@ -20,9 +20,7 @@ struct Nearest {
     x = closer ? cx : x, y = closer ? cy : y, z = closer ? cz : z;
   }
   void centre(float* out) const {
-    int lane = 0;
-    for (int l = 1; l < kF; ++l)
-      if (best[l] < best[lane]) lane = l;
+    const int lane = least_lane(best);
     out[0] = x[lane], out[1] = y[lane], out[2] = z[lane];
   }
 };

@@ -116,54 +116,77 @@ void make_frame(const Job<Real, Index>& job, uint32_t face, Real* out) {
   for (int k = 0; k < kFields; ++k) out[k] = static_cast<Real>(field[k]);
 }
 
+// Corners of kF triangles relative to an origin in voxels, one triangle per lane: t[3 * corner + axis]. Lanes beyond
+// `count` repeat the first.
 template <class Index>
-void make_frames(const Job<float, Index>& job, const uint32_t* faces, int64_t count, float* out) {
+void load_corners(const Mesh<float, Index>& mesh, const Grid& grid, const double* origin, const uint32_t* faces,
+                  int64_t count, F* t) {
   double shift[3];
-  for (int k = 0; k < 3; ++k) shift[k] = -job.grid.low[k] * job.grid.voxels - job.centre[k];
-  for (int64_t i = 0; i < count; i += kF) {
-    // Corners of four triangles at a time, through float64, without a detour over memory.
-    F4 part[9][kF / 4];
-    for (int group = 0; group < kF / 4; ++group) {
-      const Index* face[4];
-      for (int l = 0; l < 4; ++l) {
-        const int64_t k = i + 4 * group + l;
-        face[l] = job.mesh.faces + 3 * static_cast<int64_t>(faces[k < count ? k : i]);
-      }
-      for (int corner = 0; corner < 3; ++corner) {
-        F4 row[4];
-        for (int l = 0; l < 4; ++l) row[l] = load3(job.mesh.vertices + 3 * static_cast<int64_t>(face[l][corner]));
-        const F4 xy01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5),
-                 xy23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
-        const F4 z01 = __builtin_shufflevector(row[0], row[1], 2, 6, 2, 6),
-                 z23 = __builtin_shufflevector(row[2], row[3], 2, 6, 2, 6);
-        const F4 column[3] = {__builtin_shufflevector(xy01, xy23, 0, 1, 4, 5),
-                              __builtin_shufflevector(xy01, xy23, 2, 3, 6, 7),
-                              __builtin_shufflevector(z01, z23, 0, 1, 4, 5)};
-        for (int k = 0; k < 3; ++k) part[3 * corner + k][group] = narrow(widen(column[k]) * job.grid.voxels + shift[k]);
-      }
+  for (int k = 0; k < 3; ++k) shift[k] = -grid.low[k] * grid.voxels - origin[k];
+  // Four triangles at a time, through float64, without a detour over memory.
+  F4 part[9][kF / 4];
+  for (int group = 0; group < kF / 4; ++group) {
+    const Index* face[4];
+    for (int l = 0; l < 4; ++l)
+      face[l] = mesh.faces + 3 * static_cast<int64_t>(faces[4 * group + l < count ? 4 * group + l : 0]);
+    for (int corner = 0; corner < 3; ++corner) {
+      F4 row[4];
+      for (int l = 0; l < 4; ++l) row[l] = load3(mesh.vertices + 3 * static_cast<int64_t>(face[l][corner]));
+      const F4 xy01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5),
+               xy23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+      const F4 z01 = __builtin_shufflevector(row[0], row[1], 2, 6, 2, 6),
+               z23 = __builtin_shufflevector(row[2], row[3], 2, 6, 2, 6);
+      const F4 column[3] = {__builtin_shufflevector(xy01, xy23, 0, 1, 4, 5),
+                            __builtin_shufflevector(xy01, xy23, 2, 3, 6, 7),
+                            __builtin_shufflevector(z01, z23, 0, 1, 4, 5)};
+      for (int k = 0; k < 3; ++k) part[3 * corner + k][group] = narrow(widen(column[k]) * grid.voxels + shift[k]);
     }
-    F t[9], farthest{};
-    for (int k = 0; k < 9; ++k) {
-      t[k] = join(part[k]);
-      farthest = vmax(farthest, vabs(t[k]));
+  }
+  for (int k = 0; k < 9; ++k) t[k] = join(part[k]);
+}
+template <class Index>
+void load_corners(const Mesh<double, Index>& mesh, const Grid& grid, const double* origin, const uint32_t* faces,
+                  int64_t count, F* t) {
+  for (int l = 0; l < kF; ++l)
+    for (int corner = 0; corner < 3; ++corner) {
+      const double* v =
+          mesh.vertices +
+          3 * static_cast<int64_t>(mesh.faces[3 * static_cast<int64_t>(faces[l < count ? l : 0]) + corner]);
+      for (int k = 0; k < 3; ++k)
+        t[3 * corner + k][l] = static_cast<float>((v[k] - grid.low[k]) * grid.voxels - origin[k]);
     }
-    const Frame<F> frame = frame_of(t);
-    const F* field = reinterpret_cast<const F*>(&frame);
-    for (int k = 0; k < kFields; k += kF) {
-      F part[kF];
-      for (int l = 0; l < kF; ++l) part[l] = k + l < kFields ? field[k + l] : F{};
-      transpose(part);
-      for (int l = 0; l < kF && i + l < count; ++l) store(out + (i + l) * kStride<float> + k, part[l]);
-    }
-    for (unsigned bits = lane_bits(!(farthest < kFar)); bits; bits &= bits - 1) {
-      const int64_t far = i + __builtin_ctz(bits);
-      if (far < count) make_frame(job, faces[far], out + far * kStride<float>);
-    }
+}
+
+// Frames of at most kF triangles, whose corners are known.
+template <class Index>
+void make_frames(const Job<float, Index>& job, const uint32_t* faces, int64_t count, const F* t, float* out) {
+  F farthest{};
+  for (int k = 0; k < 9; ++k) farthest = vmax(farthest, vabs(t[k]));
+  const Frame<F> frame = frame_of(t);
+  const F* field = reinterpret_cast<const F*>(&frame);
+  for (int k = 0; k < kFields; k += kF) {
+    F part[kF];
+    for (int l = 0; l < kF; ++l) part[l] = k + l < kFields ? field[k + l] : F{};
+    transpose(part);
+    for (int l = 0; l < kF && l < count; ++l) store(out + l * kStride<float> + k, part[l]);
+  }
+  for (unsigned bits = lane_bits(!(farthest < kFar)); bits; bits &= bits - 1) {
+    const int64_t far = __builtin_ctz(bits);
+    if (far < count) make_frame(job, faces[far], out + far * kStride<float>);
   }
 }
 template <class Index>
-void make_frames(const Job<double, Index>& job, const uint32_t* faces, int64_t count, double* out) {
-  for (int64_t i = 0; i < count; ++i) make_frame(job, faces[i], out + i * kStride<double>);
+void make_frames(const Job<double, Index>& job, const uint32_t* faces, int64_t count, const F*, double* out) {
+  for (int64_t i = 0; i < kF && i < count; ++i) make_frame(job, faces[i], out + i * kStride<double>);
+}
+
+template <class Real, class Index>
+void make_frames(const Job<Real, Index>& job, const uint32_t* faces, int64_t count, Real* out) {
+  for (int64_t i = 0; i < count; i += kF) {
+    F t[9];
+    if constexpr (sizeof(Real) == 4) load_corners(job.mesh, job.grid, job.centre, faces + i, count - i, t);
+    make_frames(job, faces + i, count - i, t, out + i * kStride<Real>);
+  }
 }
 
 }  // namespace

@@ -6,14 +6,15 @@
 #include <memory>
 
 #include "common/hd.h"
+#include "sdf/narrow_band_groups.h"
 
 namespace cvc::narrow_band {
 namespace {
 
-inline Kernel<float, int32_t> pick(const Kernels& k, float, int32_t) { return k.float_int32; }
-inline Kernel<float, int64_t> pick(const Kernels& k, float, int64_t) { return k.float_int64; }
-inline Kernel<double, int32_t> pick(const Kernels& k, double, int32_t) { return k.double_int32; }
-inline Kernel<double, int64_t> pick(const Kernels& k, double, int64_t) { return k.double_int64; }
+inline const auto& pick(const Kernels& k, float, int32_t) { return k.float_int32; }
+inline const auto& pick(const Kernels& k, float, int64_t) { return k.float_int64; }
+inline const auto& pick(const Kernels& k, double, int32_t) { return k.double_int32; }
+inline const auto& pick(const Kernels& k, double, int64_t) { return k.double_int64; }
 
 template <class Real>
 struct Block {
@@ -85,16 +86,15 @@ class Arena {
 template <class Real, class Index>
 class Worker {
  public:
-  Worker(const Mesh<Real, Index>& mesh, const Bins& bins, const Grid& grid, const Kernels& kernels)
-      : bins_(bins), grid_(grid) {
-    kernel_ = pick(kernels, Real{}, Index{});
-    frame_bytes_ = sizeof(Real) == 4 ? kernels.float_frame_bytes : kernels.double_frame_bytes;
+  Worker(const Mesh<Real, Index>& mesh, const Bins& bins, const Groups& groups, const Grid& grid,
+         const KernelsFor<Real, Index>& kernels)
+      : bins_(bins), groups_(groups), grid_(grid), kernels_(kernels) {
     job_.mesh = mesh;
     job_.grid = grid;
     job_.spheres = {bins.packed.data(), bins.face.data()};
+    job_.groups = groups.boxes;
     job_.scratch = &scratch_;
     job_.out = &voxels_;
-    scratch_.capacity = scratch_.frame_capacity = 0;
   }
 
   // Returns the number of voxels.
@@ -141,17 +141,23 @@ class Worker {
 
   void run_block(BlockRow<Real>& row, int32_t z) {
     runs_.clear();
-    int64_t spheres = 0;
+    int64_t spheres = 0, groups = 0;
     for (Source& s : sources_) {
       while (s.next < s.last && bins_.cell_z[s.next] < z - bins_.reach) ++s.next;
       for (uint32_t c = s.next; c < s.last && bins_.cell_z[c] <= z + bins_.reach; ++c) {
         runs_.push_back({bins_.begin[c],
                          bins_.begin[c + 1],
+                         groups_.any() ? groups_.begin[c] : 0,
                          {s.x, s.y, static_cast<float>(kBlock * (bins_.cell_z[c] - z) - kBlock / 2)}});
         spheres += bins_.begin[c + 1] - bins_.begin[c];
+        groups += (bins_.begin[c + 1] - bins_.begin[c] + kGroup - 1) / kGroup;
       }
     }
-    if (scratch_.capacity < spheres) reserve_spheres(spheres + spheres / 2);
+    if (groups_.any()) {
+      if (scratch_.groups.capacity < groups) reserve_groups(groups + groups / 2);
+    } else if (scratch_.capacity < spheres) {
+      reserve_spheres(spheres + spheres / 2);
+    }
     if (scratch_.frame_capacity == 0) reserve_frames(1024);
     job_.runs = runs_.data();
     job_.run_count = static_cast<int64_t>(runs_.size());
@@ -160,7 +166,7 @@ class Worker {
       job_.centre[k] = kBlock * block[k] + 0.5 * kBlock;
       job_.size[k] = min(kBlock, grid_.size[k] - kBlock * block[k]);
     }
-    while (const int64_t wanted = kernel_(job_)) reserve_frames(wanted);
+    while (const int64_t wanted = kernels_.block(job_)) reserve_frames(wanted);
     if (voxels_.count == 0) return;
     row.blocks.push_back(
         {distances_.copy(voxels_.distance, voxels_.count), faces_.copy(voxels_.face, voxels_.count), z, {}});
@@ -168,36 +174,73 @@ class Worker {
     for (int line = 0; line < kBlockRows; ++line) row.start[line] += __builtin_popcount(voxels_.mask[line]);
   }
 
-  void reserve_spheres(int64_t n) {
-    spheres_ = Buffer<uint32_t>(17 * (n + 16));
-    uint32_t* p = spheres_.data();
-    const auto next = [&] { return (p += n + 16) - (n + 16); };
-    for (SphereList* list : {&scratch_.block, &scratch_.octant, &scratch_.brick}) {
-      for (float** array : {&list->x, &list->y, &list->z, &list->r}) *array = reinterpret_cast<float*>(next());
-      list->id = next();
+  // Arrays of n + 16 elements of 4 bytes, in one buffer.
+  class Arrays {
+   public:
+    Arrays(Buffer<uint32_t>& buffer, int64_t count, int64_t n) : size_(n + 16) {
+      buffer = Buffer<uint32_t>(count * size_);
+      next_ = buffer.data();
     }
-    scratch_.frame_of = reinterpret_cast<int32_t*>(next());
-    scratch_.frame_face = next();
+    template <class T>
+    void take(T*& array) {
+      array = reinterpret_cast<T*>(next_);
+      next_ += size_;
+    }
+
+   private:
+    int64_t size_;
+    uint32_t* next_;
+  };
+
+  void reserve_spheres(int64_t n) {
+    Arrays arrays(spheres_, 12, n);
+    for (SphereList* list : {&scratch_.block, &scratch_.octant}) {
+      for (float** array : {&list->x, &list->y, &list->z, &list->r}) arrays.take(*array);
+      arrays.take(list->id);
+    }
+    arrays.take(scratch_.frame_of);
+    arrays.take(scratch_.frame_face);
     scratch_.capacity = n;
   }
+  void reserve_groups(int64_t n) {
+    GroupScratch& s = scratch_.groups;
+    Arrays arrays(group_lists_, 3 * (kGroupFields + 1) + 5, n);
+    for (GroupList* list : {&s.block, &s.octant, &s.brick}) {
+      for (float*& field : list->field) arrays.take(field);
+      arrays.take(list->id);
+    }
+    arrays.take(s.first);
+    for (int32_t** array : {&s.run, &s.slot, &s.kept, &s.columns}) arrays.take(*array);
+    s.capacity = n;
+  }
   void reserve_frames(int64_t n) {
-    frames_ = Buffer<uint8_t>(n * frame_bytes_);
+    frames_ = Buffer<uint8_t>(n * kernels_.frame_bytes);
     scratch_.frames = frames_.data();
     scratch_.frame_capacity = n;
+    Arrays arrays(by_frame_, 4, n);
+    arrays.take(scratch_.brick);
+    if (!groups_.any()) return;
+    GroupScratch& s = scratch_.groups;
+    members_ = Buffer<uint8_t>(n / kGroup * kMemberBytes);
+    s.members = members_.data();
+    arrays.take(s.frame_face);
+    arrays.take(s.count);
+    s.framed = s.count + n / kGroup;
+    arrays.take(s.id);
   }
 
   const Bins& bins_;
+  const Groups& groups_;
   const Grid& grid_;
-  int64_t frame_bytes_;
-  Kernel<Real, Index> kernel_;
+  const KernelsFor<Real, Index>& kernels_;
   Job<Real, Index> job_;
-  Scratch scratch_;
+  Scratch scratch_{};
   BlockVoxels<Real> voxels_;
   std::vector<Source> sources_;
   std::vector<SphereRun> runs_;
   std::vector<int32_t> step_;
-  Buffer<uint32_t> spheres_;
-  Buffer<uint8_t> frames_;
+  Buffer<uint32_t> spheres_, group_lists_, by_frame_;
+  Buffer<uint8_t> frames_, members_;
   Arena<Real> distances_;
   Arena<uint32_t> faces_;
 };
@@ -247,6 +290,8 @@ Status narrow_band(const Mesh<Real, Index>& mesh, const int64_t* face_batch, con
                    const Parallel& parallel, const std::function<Output<Real>(int64_t)>& allocate) {
   Bins bins = make_bins(mesh, face_batch, grid, parallel);
   if (bins.status != Status::ok) return bins.status;
+  const auto& kernels_for = pick(kernels, Real{}, Index{});
+  Groups groups = make_groups(mesh, grid, bins, kernels_for.groups, parallel);
   std::vector<BlockRow<Real>> rows = rows_in_reach<Real>(bins, grid);
 
   // Rows are handed out as workers ask; each result depends on its row alone.
@@ -254,13 +299,13 @@ Status narrow_band(const Mesh<Real, Index>& mesh, const int64_t* face_batch, con
   const int64_t voxel_limit = memory_bytes() / kBytesPerVoxel;
   std::atomic<int64_t> next_row{0}, voxels{0};
   parallel.run(parallel.threads, [&](int64_t k) {
-    workers[k] = std::make_unique<Worker<Real, Index>>(mesh, bins, grid, kernels);
+    workers[k] = std::make_unique<Worker<Real, Index>>(mesh, bins, groups, grid, kernels_for);
     for (int64_t r; voxels < voxel_limit && (r = next_row.fetch_add(1)) < static_cast<int64_t>(rows.size());)
       voxels += workers[k]->run(rows[r]);
   });
   if (voxels >= voxel_limit) return Status::too_large;
 
-  bins.packed = {}, bins.face = {};  // room for the output
+  bins.packed = {}, bins.face = {}, groups = {};  // room for the output
   const int64_t total = place_lines(rows);
   const Output<Real> out = allocate(total);
   advise_huge_pages(out.coords, 16 * static_cast<size_t>(total));

@@ -4,11 +4,13 @@
 
 #pragma GCC diagnostic ignored "-Wsubobject-linkage"  // of source files included on purpose
 #include "sdf/narrow_band_bins.cpp"
+#include "sdf/narrow_band_groups.cpp"
 #include "sdf/narrow_band_rows.cpp"
 
 namespace cvc::narrow_band {
 Kernels narrow_band_kernels_wide();
-}
+void narrow_band_bounds(const float* triangles, int n, const float* x, float* by_vertices, float* by_box);
+}  // namespace cvc::narrow_band
 
 namespace py = pybind11;
 using namespace cvc::narrow_band;
@@ -40,9 +42,18 @@ py::tuple band(Array<Real> vertices, Array<int64_t> faces, int64_t resolution, d
   return py::make_tuple(coords, distance, face, static_cast<int64_t>(status));
 }
 
+py::tuple bounds(Array<float> triangles, Array<float> x) {
+  const int n = static_cast<int>(triangles.shape(0));
+  Array<float> by_vertices(n);
+  float by_box;
+  narrow_band_bounds(triangles.data(), n, x.data(), by_vertices.mutable_data(), &by_box);
+  return py::make_tuple(by_vertices, by_box);
+}
+
 }  // namespace
 
 void bind_narrow_band_wide(py::module_& m) {
   m.def("narrow_band_wide", &band<float>);
   m.def("narrow_band_wide", &band<double>);
+  m.def("narrow_band_bounds", &bounds);
 }

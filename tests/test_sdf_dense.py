@@ -1,0 +1,123 @@
+"""The narrow band where triangles are many and much smaller than a voxel: groups, their boxes and their vertices."""
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from cvctoolkit.ops import narrow_band_udf
+from cvctoolkit.ops.mesh import reference as mesh_reference
+from cvctoolkit.ops.mesh.samples import height_field
+from cvctoolkit.ops.sdf.narrow_band_samples import assert_same_band
+from cvctoolkit.ops.sdf.reference import voxel_centers
+from tests.meshes import generator
+from tests.native import native_module
+
+ISAS = ["baseline", "avx2", "avx512"]
+MANY = 1200  # triangles in a grid of 8³ voxels: enough for groups
+
+any_width = pytest.mark.filterwarnings("ignore:narrow_band_udf. a band:UserWarning")
+
+
+def brute_force(vertices, faces, resolution, band, bounds=(-1.0, 1.0)):
+    coords = torch.cartesian_prod(torch.zeros(1).long(), *[torch.arange(resolution)] * 3).int()
+    points = voxel_centers(coords, resolution, *bounds)
+    udf, face, _ = mesh_reference.closest_point_on_mesh(points, vertices.double(), faces)
+    near = udf < band * (bounds[1] - bounds[0]) / resolution
+    return coords[near], udf[near], face[near]
+
+
+def crowd(seed, kind, dtype=torch.float32):
+    """Many triangles of an awkward kind, in [-1, 1]³ for the most part."""
+    g = generator(seed)
+    at = torch.rand(MANY, 1, 3, generator=g, dtype=torch.float64) * 1.6 - 0.8
+    if kind == "in one place":
+        at *= 1e-3
+    size = torch.full((MANY, 1, 1), 0.05, dtype=torch.float64)
+    corners = torch.randn(MANY, 3, 3, generator=g, dtype=torch.float64)
+    if kind == "all sizes":
+        size = 10 ** (torch.rand(MANY, 1, 1, generator=g, dtype=torch.float64) * 7 - 6)
+    elif kind == "some huge":
+        size[::40] = 10 ** (torch.rand(MANY // 40, 1, 1, generator=g, dtype=torch.float64) * 4)
+    elif kind == "needles":
+        corners[:, 2] = corners[:, 0] + (corners[:, 1] - corners[:, 0]) * torch.rand(MANY, 1, generator=g).double()
+        corners[:, 2] += 1e-7 * torch.randn(MANY, 3, generator=g)
+    elif kind == "points":
+        corners[:, 1:] = corners[:, :1]
+    vertices = (at + size * corners).reshape(-1, 3).to(dtype)
+    return dict(vertices=vertices, faces=torch.arange(3 * MANY).reshape(MANY, 3))
+
+
+KINDS = ["small", "all sizes", "some huge", "needles", "points", "in one place"]
+
+
+@any_width
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=4)
+@given(
+    seed=st.integers(0, 2**16),
+    resolution=st.sampled_from([5, 8, 11]),
+    band=st.sampled_from([0.7, 2.5, 8.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    isa=st.sampled_from([*ISAS, "wide"]),
+)
+def test_equals_brute_force(kind, seed, resolution, band, dtype, isa):
+    kwargs = dict(**crowd(seed, kind, dtype), resolution=resolution, band=band)
+    if isa == "wide":  # the AVX-512 kernel's shape, in code that runs on any machine
+        args = kwargs["vertices"].numpy(), kwargs["faces"].numpy(), resolution, band, -1.0, 1.0
+        *out, status = native_module().narrow_band_wide(*args)
+        assert status == 0
+        found = tuple(map(torch.from_numpy, out))
+    else:
+        choose = torch.ops.cvctoolkit_native.isa
+        try:
+            choose(isa)
+            found = narrow_band_udf(**kwargs, backend="native")
+        finally:
+            choose("")
+    assert_same_band(found, brute_force(**kwargs), kwargs)
+
+
+def test_the_order_of_faces_does_not_matter():
+    mesh = height_field(generator(0), 150)
+    vertices, faces = mesh["vertices"] * torch.tensor([0.3, 0.3, 0.2]), mesh["faces"]
+    shuffled = faces[torch.randperm(len(faces), generator=generator(1))]
+    a, b = narrow_band_udf(vertices, faces, 40, 3.0), narrow_band_udf(vertices, shuffled, 40, 3.0)
+    assert torch.equal(a.coords, b.coords) and (a.udf - b.udf).abs().max() < 1e-6
+
+
+@settings(max_examples=100)
+@given(
+    seed=st.integers(0, 2**16),
+    count=st.integers(1, 16),
+    log_size=st.floats(-6, 1),
+    thinness=st.sampled_from([0.0, 1e-7, 1e-3, 0.3, 1.0]),
+    offset=st.sampled_from([0.0, 4.0, 30.0]),
+    distance=st.floats(-3, 2),
+)
+def test_bounds_are_below_the_distance(seed, count, log_size, thinness, offset, distance):
+    """Of triangles by their vertices, and of a group by its box, up to float32 rounding of coordinates and squares."""
+    g = generator(seed)
+    normal, direction = torch.nn.functional.normalize(torch.randn(2, 3, generator=g).double(), dim=1)
+    corners = torch.randn(count, 3, 3, generator=g).double()
+    corners -= (1 - thinness) * (corners @ normal)[..., None] * normal
+    corners = (10**log_size * corners + offset * torch.randn(3, generator=g)).float()
+    x = (corners[0, 0] + 10**distance * direction).float()
+    by_vertices, by_box = native_module().narrow_band_bounds(corners.numpy(), x.numpy())
+    points = x.double().expand(1, 3)
+    faces = torch.arange(3 * count).reshape(count, 3)
+    square = [
+        mesh_reference.closest_point_on_mesh(points, corners.double().reshape(-1, 3), f[None])[0] ** 2 for f in faces
+    ]
+    square = torch.cat(square).numpy()
+    reach = float(corners.abs().max() + x.abs().max())
+    room = 1e-6 * reach**2 + 4e-6 * square
+    assert (by_vertices <= square + room).all()
+    assert by_box <= (square + room).min() + 1e-4
+    # By the vertices they are not below by more than a third of a squared edge, by the box by more than its diagonal.
+    edges = (corners - corners.roll(1, 1)).double().square().sum(-1).amax(1).numpy()
+    to_vertices = (corners.double() - x.double()).square().sum(-1).amin(1).numpy()
+    assert (by_vertices >= to_vertices - edges * (1 / 3 + 1e-5) - room).all()
+    diameter = torch.cdist(corners.reshape(-1, 3), corners.reshape(-1, 3)).max().double().numpy()
+    assert np.sqrt(by_box) >= np.sqrt(square.min()) - 4 * diameter - 1e-4 - 1e-6 * reach
