@@ -21,6 +21,7 @@ from cvctoolkit.ops import (
 )
 from cvctoolkit.ops.mesh import reference as mesh_reference
 from cvctoolkit.ops.mesh.samples import height_field
+from cvctoolkit.ops.sdf.reference import voxel_centers
 from tests.oracles import oracle
 
 
@@ -111,6 +112,20 @@ def test_chain_is_differentiable():
     out = thin_sdf_from_pointmap(points, mask, 32, 2.0)
     (grad,) = torch.autograd.grad(out.sdf.sum(), points)
     assert grad.isfinite().all() and grad.abs().sum() > 0 and (grad[~mask] == 0).all()
+
+    def sdf(p):  # the same steps, the normalisation held fixed, for the faces and voxels that there are
+        normalized = (p - out.center) / out.scale
+        corners = normalized.reshape(-1, 3)[out.pixel_index][out.faces[out.face_index].long()]
+        centers = voxel_centers(out.coords, 32, -1, 1)
+        distance, _ = mesh_reference.closest_point_on_triangle(centers, *corners.unbind(1))
+        return 2 * distance / (2 * 2 / 32) - 1
+
+    torch.testing.assert_close(sdf(points), out.sdf, rtol=0, atol=1e-12)
+    direction = torch.randn(points.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inner = points.detach().nan_to_num(0)
+    moved = [float(sdf(torch.where(points.isnan(), points, inner + step * direction)).sum()) for step in (1e-6, -1e-6)]
+    slope = float((grad * direction).nan_to_num(0).sum())
+    assert abs((moved[0] - moved[1]) / 2e-6 - slope) < 1e-4 * abs(slope)
 
 
 @pytest.mark.parametrize(
