@@ -3,8 +3,8 @@
 A *contestant* is one of our backends (per instruction set) or a peer library. The first run of each is compared with
 the result of the contestant marked as ``truth``; whoever differs is shown as inexact and gets no ratio. The ratio of
 an exact contestant is (median of the best exact peer) / (its own median): above 1 it is faster than every exact peer.
-A *yardstick* does none of the work: it moves as many bytes as the work must move. It is timed with the others, and is
-no peer.
+A *yardstick* does not do the work, but moves as many bytes as the work must move, say. It is timed with the others, and
+is no peer.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Contestant:
         truth: Whether its result is what the others are compared with (one per workload).
         isa: For ours: the instruction set that the CPU kernels are restricted to.
         warm_up: Called once in every process before the first run; not measured. Compiles.
-        yardstick: Does none of the work: neither checked nor ranked.
+        yardstick: Does not do the work: neither checked nor ranked.
     """
 
     name: str

@@ -13,7 +13,7 @@ COLUMNS = (
     "family", "workload", "contestant", "exact", "median_s", "min_s", "rounds", "ratio", "peak_bytes",
     "result_bytes", "items", "floor_s", "device", "threads", "isa", "versions", "date",
 )  # fmt: skip
-YARDSTICK = "moves the bytes only"  # in place of "yes": it does none of the work
+YARDSTICK = "a yardstick"  # in place of "yes": it does not do the work
 COPY = "copy of the same bytes"
 NUMBERS = {
     **dict.fromkeys(("median_s", "min_s", "ratio", "floor_s"), float),
@@ -66,7 +66,7 @@ def megabytes(row: dict[str, Any]) -> tuple[str, str]:
 
 def of_copy(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """Its share of the bandwidth at which the same bytes are copied into new memory; empty where nobody copied."""
-    copies = [r["median_s"] for r in rows if r["exact"] == YARDSTICK]
+    copies = [r["median_s"] for r in rows if r["contestant"] == COPY]
     return f"{100 * copies[0] / row['median_s']:.0f} %" if copies else ""
 
 

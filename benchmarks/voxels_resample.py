@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -92,6 +93,12 @@ def _coords(keys: Tensor) -> Tensor:
     return torch.stack([keys >> 48, keys >> 32 & 65535, keys >> 16 & 65535, keys & 65535], -1).int()
 
 
+def _cells(coords: Tensor, resolution: int) -> Tensor:
+    """``[N]`` the place of every voxel in the dense volume of batch 0."""
+    _, x, y, z = coords.long().unbind(-1)
+    return (x * resolution + y) * resolution + z
+
+
 # --- dense ↔ sparse ---------------------------------------------------------------------------------------------------
 
 
@@ -127,9 +134,8 @@ def _to_dense(resolution: int, channels: int):
             return dense.movedim(-1, 1).contiguous()
 
         def torch_channels_first() -> Tensor:
-            _, x, y, z = coords.long().unbind(-1)
             dense = feats.new_zeros(channels, resolution**3)
-            dense[:, (x * resolution + y) * resolution + z] = feats.T
+            dense[:, _cells(coords, resolution)] = feats.T
             return dense.view(1, channels, resolution, resolution, resolution)
 
         return _prepared(
@@ -149,17 +155,23 @@ def _from_dense(resolution: int, channels: int):
         dense = _normal(1, channels, *(resolution,) * 3).to(settings.device)
 
         def torch_index() -> Tensor:
-            _, x, y, z = coords.long().unbind(-1)
-            return dense.view(channels, -1)[:, (x * resolution + y) * resolution + z].T.contiguous()
+            return dense.view(channels, -1)[:, _cells(coords, resolution)].T.contiguous()
 
-        return _prepared(
+        # A cell cannot be read without its line of the cache, 16 cells; these lie far apart.
+        lines = torch.unique(_cells(coords, resolution) // 16)
+        every = (torch.arange(channels, device=lines.device)[:, None] * (resolution**3 // 16) + lines).flatten()
+        prepared = _prepared(
             lambda **backend: ops.from_dense(dense, coords, **backend),
             [("torch indexing", "torch", torch_index)],
             settings,
-            reads=(COORD + 4 * channels) * len(coords),
+            reads=COORD * len(coords) + 64 * channels * len(lines),
             writes=4 * channels * len(coords),
             reference=False,
         )
+        read = Contestant(
+            "torch index_select of the cache lines", lambda: dense.view(-1, 16).index_select(0, every), yardstick=True
+        )
+        return replace(prepared, contestants=[*prepared.contestants, read])
 
     return prepare
 
@@ -401,6 +413,19 @@ def _front(resolution: int):
 # --- trilinear sampling -----------------------------------------------------------------------------------------------
 
 
+def _corners(coords: Tensor, points: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
+    """``[Q, 8]`` the rows of the voxels around every point, 0 for absent ones, and their weights."""
+    position = (points + 1) * (resolution / 2) - 0.5
+    low = position.floor()
+    octants = torch.cartesian_prod(*[torch.arange(2)] * 3).to(points.device)
+    around = low[:, None].int() + octants
+    around = torch.cat([torch.zeros_like(around[..., :1]), around], -1)
+    rows = ops.voxel_lookup(coords, around.flatten(0, 1).contiguous()).view(-1, 8)
+    upper = (position - low)[:, None]
+    weights = torch.where(octants > 0, upper, 1 - upper).prod(-1)
+    return rows.clamp_min(0), torch.where(rows >= 0, weights, 0.0)
+
+
 def _trilinear(resolution: int, channels: int, *, gradients: bool = False):
     def prepare(settings: Settings) -> Prepared:
         coords = _band(resolution).to(settings.device)
@@ -429,7 +454,18 @@ def _trilinear(resolution: int, channels: int, *, gradients: bool = False):
         if gradients:  # the samples' gradient and the inputs again; the inputs' gradients
             reads, writes = reads + samples + 12 * len(points) + rows, writes + 12 * len(points) + rows
         peers: Peers = [("torch grid_sample, dense", "torch", grid_sample)]
-        return _prepared(run, peers, settings, reads, writes, tolerance=1e-4)
+        prepared = _prepared(run, peers, settings, reads, writes, tolerance=1e-4)
+        if gradients:
+            return prepared
+        # Eight rows from anywhere for every point are what takes the time: as long as torch takes to add them up when
+        # it is told which rows and weights.
+        corners, weights = _corners(coords, points, resolution)
+        gathered = Contestant(
+            "torch embedding_bag, rows and weights given",
+            lambda: F.embedding_bag(corners, feats, per_sample_weights=weights, mode="sum"),
+            yardstick=True,
+        )
+        return replace(prepared, contestants=[*prepared.contestants, gathered])
 
     return prepare
 

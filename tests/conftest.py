@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from cvctoolkit import _native
+
 # No deadline: shared CI machines stall. CI draws the same examples every time; locally new ones are tried.
 settings.register_profile("local", deadline=None, max_examples=60)
 settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True)
@@ -12,7 +14,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Uninitialised memory is NaN (or the largest integer), in Python and in native allocations alike."""
+    """Uninitialised memory is NaN (or the largest integer, or -1), in Python and in native allocations alike."""
+    if _native.unavailable("cpu") is None:
+        _native.kernels.poison_scratch(True)
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -103,7 +103,7 @@ def test_cfg_combine_is_both_published_forms(formulation, scale, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rescale_is_that_of_diffusers(backend):
-    module = oracle("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
+    module = oracle("diffusers.guiders.guider_utils")
     cond, uncond = draw(2, 3, 4, 8, 8, count=2, dtype=torch.float32)
     guided = uncond + 7.5 * (cond - uncond)
     expected = module.rescale_noise_cfg(guided, cond, guidance_rescale=0.7)

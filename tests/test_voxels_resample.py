@@ -24,7 +24,7 @@ from cvctoolkit.ops import (
     voxel_unique,
 )
 from cvctoolkit.ops.voxels.dense_samples import distinct
-from tests.test_voxels import words_per_row
+from tests.voxel_sets import words_per_row
 
 BACKENDS = ["native", "reference"]
 seeds = st.integers(0, 2**16)

@@ -5,6 +5,8 @@
 
 namespace cvc {
 
+bool poison_buffers = false;
+
 #if defined(__linux__)
 namespace {
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -38,6 +39,9 @@ void give_pages(void* p, size_t bytes);
 // Gives the system what is kept; returns how many bytes that were.
 size_t release_kept_pages();
 
+// Whether new buffers are filled with ones (NaN, -1), so that a read before a write shows: for tests.
+extern bool poison_buffers;
+
 // A move-only array of trivial elements. Throws std::bad_alloc.
 template <class T>
 class Buffer {
@@ -51,6 +55,7 @@ class Buffer {
       data_ = static_cast<T*>(std::aligned_alloc(64, bytes_));
     }
     if (!data_) throw std::bad_alloc();
+    if (poison_buffers) std::memset(static_cast<void*>(data_), 0xFF, bytes_);
   }
   Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept {

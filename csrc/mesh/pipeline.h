@@ -115,7 +115,7 @@ struct Search {
     const Header& header = *reinterpret_cast<const Header*>(words);
     State state{{}, {0, 0, 0}, Kind::kUnbounded};
     typename Kind::Exact exact;
-    typename Kind::Query query;
+    typename Kind::Query query{};  // filled unless the query is not searchable
     const bool searchable = Kind::prepare(input, row, header.scale, &exact, &query);
     if (!same_mesh(header, *expected) || !Kind::is_valid(exact)) {
       state.best.value = NAN;

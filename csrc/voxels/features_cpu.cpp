@@ -124,38 +124,27 @@ V join(V out, V row) {
   }
 }
 
-// Joins so many vectors of `rows` rows that lie one after the other to those of one row of the result.
-constexpr int64_t kBytesAhead = 4096;
-
 template <bool kMax, int64_t kVectors, class T>
-void join_vectors(const T* in, int64_t rows, int64_t channels, T* out) {
+void join_vectors(const T* row, T* out) {
   using V = Vector16<T>;
-  typename V::Lanes joined[kVectors];
-  for (int64_t k = 0; k < kVectors; ++k) joined[k] = V::load(out + V::kLanes * k);
-  for (const T* const end = in + rows * channels; in < end; in += channels) {
-    const char* const ahead = reinterpret_cast<const char*>(in) + kBytesAhead;
-    for (int64_t k = 0; k < kVectors; k += 4) __builtin_prefetch(ahead + 16 * k);
-    for (int64_t k = 0; k < kVectors; ++k) joined[k] = join<kMax>(joined[k], V::load(in + V::kLanes * k));
-  }
-  for (int64_t k = 0; k < kVectors; ++k) V::store(joined[k], out + V::kLanes * k);
+  for (int64_t k = 0; k < kVectors; ++k)
+    V::store(join<kMax>(V::load(out + V::kLanes * k), V::load(row + V::kLanes * k)), out + V::kLanes * k);
 }
 
 template <bool kMax, class T>
-void join_rows(const T* in, int64_t rows, int64_t channels, T* out) {
+void join_row(const T* row, int64_t channels, T* out) {
   constexpr int64_t kLanes = Vector16<T>::kLanes;
   int64_t c = 0;
-  for (; c + 8 * kLanes <= channels; c += 8 * kLanes) join_vectors<kMax, 8>(in + c, rows, channels, out + c);
-  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) join_vectors<kMax, 2>(in + c, rows, channels, out + c);
-  for (; c + kLanes <= channels; c += kLanes) join_vectors<kMax, 1>(in + c, rows, channels, out + c);
-  for (; c < channels; ++c)
-    for (int64_t r = 0; r < rows; ++r) {
-      const T value = in[r * channels + c];
-      if constexpr (kMax) {
-        out[c] = value > out[c] || value != value ? value : out[c];
-      } else {
-        out[c] += value;
-      }
+  for (; c + 8 * kLanes <= channels; c += 8 * kLanes) join_vectors<kMax, 8>(row + c, out + c);
+  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) join_vectors<kMax, 2>(row + c, out + c);
+  for (; c + kLanes <= channels; c += kLanes) join_vectors<kMax, 1>(row + c, out + c);
+  for (; c < channels; ++c) {
+    if constexpr (kMax) {
+      out[c] = row[c] > out[c] || row[c] != row[c] ? row[c] : out[c];
+    } else {
+      out[c] += row[c];
     }
+  }
 }
 
 template <class T>
@@ -163,8 +152,14 @@ void finish_row(T* out, int64_t channels, Reduction reduction, int64_t count, bo
   if (count == 0) {
     for (int64_t c = 0; c < channels; ++c) out[c] = 0;
   } else if (reduction == Reduction::mean) {
-    const T divisor = static_cast<T>(count + include_self);
-    for (int64_t c = 0; c < channels; ++c) out[c] /= divisor;
+    const int64_t divisor = count + include_self;
+    if (divisor == 1) return;
+    if ((divisor & (divisor - 1)) == 0) {  // exactly the quotient, without the divider
+      const T inverse = T(1) / static_cast<T>(divisor);
+      for (int64_t c = 0; c < channels; ++c) out[c] *= inverse;
+    } else {
+      for (int64_t c = 0; c < channels; ++c) out[c] /= static_cast<T>(divisor);
+    }
   }
 }
 
@@ -207,15 +202,14 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
     const int64_t begin = parts.begin(part), end = parts.end(part);
     start_rows(out + begin * channels, (end - begin) * channels, reduction, include_self);
     std::vector<int32_t> counts(reduction == Reduction::sum ? 0 : end - begin, 0);
-    // Rows [first, first + rows) go to one.
-    each(begin, end, [&](int64_t first, int64_t rows) {
-      const int64_t to = index[first];
+    each(begin, end, [&](int64_t row) {
+      const int64_t to = index[row];
       if (reduction == Reduction::max) {
-        join_rows<true>(in + first * channels, rows, channels, out + to * channels);
+        join_row<true>(in + row * channels, channels, out + to * channels);
       } else {
-        join_rows<false>(in + first * channels, rows, channels, out + to * channels);
+        join_row<false>(in + row * channels, channels, out + to * channels);
       }
-      if (!counts.empty()) counts[to - begin] += static_cast<int32_t>(rows);
+      if (!counts.empty()) ++counts[to - begin];
     });
     for (int64_t i = 0; i < static_cast<int64_t>(counts.size()); ++i)
       finish_row(out + (begin + i) * channels, channels, reduction, counts[i], include_self);
@@ -231,11 +225,8 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
         for (size_t b = 0; b < blocks.low.size(); ++b) {
           if (blocks.high[b] < begin || blocks.low[b] >= end) continue;
           const int64_t last = std::min<int64_t>(n, (b + 1) * kBlock);
-          for (int64_t i = b * kBlock, next; i < last; i = next) {
-            const int64_t to = index[i];
-            for (next = i + 1; next < last && index[next] == to;) ++next;
-            if (to >= begin && to < end) visit(i, next - i);
-          }
+          for (int64_t i = b * kBlock; i < last; ++i)
+            if (index[i] >= begin && index[i] < end) visit(i);
         }
       });
     });
@@ -256,7 +247,7 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
       const int64_t last = dealt.first[part + 1];
       for (int64_t k = dealt.first[part]; k < last; ++k) {
         if (k + kAhead < last) __builtin_prefetch(in + dealt.items[k + kAhead] * channels);
-        visit(dealt.items[k], 1);
+        visit(dealt.items[k]);
       }
     });
   });

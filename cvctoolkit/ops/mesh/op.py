@@ -244,7 +244,7 @@ def closest_point_on_mesh(
         points: ``[..., 3]``, in the dtype of the vertices; finite. Order does not matter for speed. Differentiable.
         vertices: ``[Nv, 3]`` float32 or float64, finite. Differentiable.
         faces: ``[Nf, 3]`` int32 or int64, indices into ``vertices``.
-        bvh: From `build_bvh` for the same mesh; None: built here.
+        bvh: ``[W]`` int32, from `build_bvh` for the same mesh; None: built here.
         backend: ``"native"``, ``"reference"`` (all pairs); None picks the fastest.
 
     Returns:
@@ -287,7 +287,7 @@ def cast_rays(
         directions: Like ``origins``; not zero, of any length. Differentiable.
         vertices: ``[Nv, 3]`` float32 or float64, finite. Differentiable.
         faces: ``[Nf, 3]`` int32 or int64, indices into ``vertices``.
-        bvh: From `build_bvh` for the same mesh; None: built here.
+        bvh: ``[W]`` int32, from `build_bvh` for the same mesh; None: built here.
         backend: ``"native"``, ``"reference"`` (all pairs); None picks the fastest.
 
     Returns:

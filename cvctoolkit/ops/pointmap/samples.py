@@ -6,6 +6,7 @@ import torch
 
 from cvctoolkit.ops.pointmap.op import (
     confidence_mask,
+    denormalize_points,
     depth_edge_mask,
     face_batch_index,
     gather_pixels,
@@ -54,6 +55,10 @@ def samples() -> list[Sample]:
         ("all-invalid", lambda g: dict(points=torch.randn(5, 6, 3), mask=torch.zeros(5, 6, dtype=torch.bool)), ()),
         ("empty", lambda g: dict(points=torch.zeros(0, 4, 5, 3)), ()),
     ]
+
+    def back(g: torch.Generator, n: int) -> dict[str, torch.Tensor]:
+        return dict(points=torch.randn(n, 3, generator=g), center=torch.randn(3, generator=g), scale=torch.tensor(2.5))
+
     grid = torch.arange(5 * 6 * 3).reshape(5, 6, 3) % 16 / 4.0
     return [
         *(Sample(depth_edge_mask, name, maker(build)) for name, build in edges),
@@ -70,6 +75,8 @@ def samples() -> list[Sample]:
             ("points",),
         ),
         Sample(normalize_points, "empty", maker(lambda g: dict(points=torch.zeros(0, 3)))),
+        Sample(denormalize_points, "one-box", maker(lambda g: back(g, 7)), ("points", "center", "scale")),
+        Sample(denormalize_points, "empty", maker(lambda g: back(g, 0))),
         Sample(
             gather_pixels,
             "colours",

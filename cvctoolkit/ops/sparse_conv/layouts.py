@@ -14,10 +14,14 @@ def weight_from_spconv(weight: Tensor) -> Tensor:
     """From spconv 2 (as saved by default, "KRSC"), whose indices are this library's coords.
 
     Args:
-        weight: ``[C_out, Kx, Ky, Kz, C_in]``.
+        weight: ``[C_out, Kx, Ky, Kz, C_in]`` float.
 
     Returns:
-        ``[C_out, C_in, Kx, Ky, Kz]``, contiguous.
+        ``[C_out, C_in, Kx, Ky, Kz]``, contiguous, in the dtype of ``weight``.
+
+    Raises:
+        TypeError: ``weight`` is no tensor.
+        ValueError: Shape or dtype do not fit.
     """
     _checks.tensor("weight_from_spconv", "weight", weight, "Co Kx Ky Kz Ci", _checks.FLOATING)
     return weight.permute(0, 4, 1, 2, 3).contiguous()
@@ -27,10 +31,14 @@ def weight_from_flexgemm(weight: Tensor) -> Tensor:
     """From FlexGEMM (TRELLIS.2).
 
     Args:
-        weight: ``[C_out, Kx, Ky, Kz, C_in]``.
+        weight: ``[C_out, Kx, Ky, Kz, C_in]`` float.
 
     Returns:
-        ``[C_out, C_in, Kx, Ky, Kz]``, contiguous.
+        ``[C_out, C_in, Kx, Ky, Kz]``, contiguous, in the dtype of ``weight``.
+
+    Raises:
+        TypeError: ``weight`` is no tensor.
+        ValueError: Shape or dtype do not fit.
     """
     _checks.tensor("weight_from_flexgemm", "weight", weight, "Co Kx Ky Kz Ci", _checks.FLOATING)
     return weight.permute(0, 4, 1, 2, 3).contiguous()
@@ -40,11 +48,15 @@ def weight_from_torchsparse(weight: Tensor, kernel_size: int | Sequence[int]) ->
     """From torchsparse (Direct3D-S2), which ravels x fastest where the kernel's volume is odd, else z fastest.
 
     Args:
-        weight: ``[K, C_in, C_out]``, or ``[C_in, C_out]`` for a kernel of one voxel.
+        weight: ``[K, C_in, C_out]`` float, or ``[C_in, C_out]`` for a kernel of one voxel.
         kernel_size: Voxels along every axis, or three of them.
 
     Returns:
-        ``[C_out, C_in, Kx, Ky, Kz]``, contiguous.
+        ``[C_out, C_in, Kx, Ky, Kz]``, contiguous, in the dtype of ``weight``.
+
+    Raises:
+        TypeError: Wrong argument types.
+        ValueError: Shape, dtype or kernel size do not fit, or K is not the volume of the kernel.
     """
     op = "weight_from_torchsparse"
     kx, ky, kz = triple(op, "kernel_size", kernel_size, at_least=1, at_most=MAX_KERNEL)
