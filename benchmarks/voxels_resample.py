@@ -405,7 +405,7 @@ def _front(resolution: int):
         reads = COORD * len(coords) + 9 * depth.numel()  # depth in float64, and whether it is valid
         writes = (COORD + ROW + 1) * len(run().rows)
         peers: Peers = [("ray casting through a BVH", "cvctoolkit", by_rays)]
-        return _prepared(run, peers, settings, reads, writes)
+        return _prepared(run, peers, settings, reads, writes, reference=False)
 
     return prepare
 

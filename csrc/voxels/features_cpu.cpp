@@ -201,17 +201,20 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
   const auto work = [&](int64_t part, const auto& each) {
     const int64_t begin = parts.begin(part), end = parts.end(part);
     start_rows(out + begin * channels, (end - begin) * channels, reduction, include_self);
-    std::vector<int32_t> counts(reduction == Reduction::sum ? 0 : end - begin, 0);
-    each(begin, end, [&](int64_t row) {
+    std::vector<int32_t> counts(end - begin, 0);
+    // By value: stores of rows might change what is behind a reference.
+    const auto join = [=, count = counts.data() - begin](auto max, int64_t row) {
       const int64_t to = index[row];
-      if (reduction == Reduction::max) {
-        join_row<true>(in + row * channels, channels, out + to * channels);
-      } else {
-        join_row<false>(in + row * channels, channels, out + to * channels);
-      }
-      if (!counts.empty()) ++counts[to - begin];
-    });
-    for (int64_t i = 0; i < static_cast<int64_t>(counts.size()); ++i)
+      join_row<decltype(max)::value>(in + row * channels, channels, out + to * channels);
+      ++count[to];
+    };
+    if (reduction == Reduction::max) {
+      each(begin, end, [=](int64_t row) { join(std::true_type(), row); });
+    } else {
+      each(begin, end, [=](int64_t row) { join(std::false_type(), row); });
+    }
+    if (reduction == Reduction::sum) return;
+    for (int64_t i = 0; i < end - begin; ++i)
       finish_row(out + (begin + i) * channels, channels, reduction, counts[i], include_self);
   };
 
