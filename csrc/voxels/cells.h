@@ -52,16 +52,19 @@ class Box {
   }
 
   void write(uint64_t cell, int32_t* c) const {
-    for (int k = 2; k >= 0; --k) {
-      // Exact, as cell · length < 2^63.
-      const uint64_t quotient = static_cast<uint64_t>(static_cast<unsigned __int128>(2 * cell) * inverse_[k] >> 64);
-      c[k + 1] = static_cast<int32_t>(cell - quotient * length_[k]) + low_[k + 1];
-      cell = quotient;
-    }
+    c[3] = static_cast<int32_t>(split(cell, 2)) + low_[3];
+    c[2] = static_cast<int32_t>(split(cell, 1)) + low_[2];
+    c[1] = static_cast<int32_t>(extent_[0] == 0 ? std::exchange(cell, 0) : split(cell, 0)) + low_[1];
     c[0] = static_cast<int32_t>(cell) + low_[0];
   }
 
  private:
+  // Divides a cell by a length; returns the remainder. Exact, as cell · length < 2^63.
+  uint64_t split(uint64_t& cell, int k) const {
+    const uint64_t all = cell;
+    cell = static_cast<uint64_t>(static_cast<unsigned __int128>(2 * cell) * inverse_[k] >> 64);
+    return all - cell * length_[k];
+  }
   uint64_t at(const int32_t* c, int k) const { return static_cast<uint32_t>(c[k] - low_[k]); }
 
   int32_t low_[4];

@@ -107,9 +107,13 @@ inline Scan scan_all(const int32_t* coords, int64_t n, uint64_t* keys) {
 struct Rows {
   using Tensor = torch::stable::Tensor;
 
-  explicit Rows(const Tensor& a) : first(a.size(0)), size(first), keys(size), scan{read(a, 0), Scan()} {}
-  Rows(const Tensor& a, const Tensor& b)
-      : first(a.size(0)), size(first + b.size(0)), keys(size), scan{read(a, 0), read(b, first)} {}
+  explicit Rows(const Tensor& a, bool packed = true)
+      : first(a.size(0)), size(first), keys(packed ? size : 0), scan{read(a, 0, packed), Scan()} {}
+  Rows(const Tensor& a, const Tensor& b, bool packed = true)
+      : first(a.size(0)),
+        size(first + b.size(0)),
+        keys(packed ? size : 0),
+        scan{read(a, 0, packed), read(b, first, packed)} {}
 
   int64_t faults() const { return !scan[0].in_range * kOutOfRange | !scan[1].in_range * kOutOfRangeSecond; }
 
@@ -118,9 +122,16 @@ struct Rows {
   Scan scan[2];
 
  private:
-  Scan read(const Tensor& coords, int64_t offset) {
-    return scan_all(static_cast<const int32_t*>(coords.const_data_ptr()), coords.size(0), keys.data() + offset);
+  Scan read(const Tensor& coords, int64_t offset, bool packed) {
+    return scan_all(static_cast<const int32_t*>(coords.const_data_ptr()), coords.size(0),
+                    packed ? keys.data() + offset : nullptr);
   }
 };
+
+// Whether the first rows are in order: the others are likely to be, too.
+inline bool starts_in_order(const torch::stable::Tensor& coords) {
+  const int64_t n = min<int64_t>(coords.size(0), 1024);
+  return scan_rows(static_cast<const int32_t*>(coords.const_data_ptr()), 0, n, nullptr).ascending;
+}
 
 }  // namespace cvc::voxels

@@ -185,21 +185,25 @@ Distinct of_table(const Tensor& like, const Table& table, const Inverse& inverse
 // --- the operators ---------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t> voxel_unique(Tensor coords) {
-  Rows rows(coords);
+  Rows rows(coords, starts_in_order(coords));  // bits need no keys
   if (rows.faults())
     return {new_coords(coords, 0), new_rows(coords, 0), new_rows(coords, 0), new_rows(coords, 0), rows.faults()};
   Tensor index = new_rows(coords, rows.size);
   const int32_t* const from = coords_of(coords);
   int64_t* const to = data_of<int64_t>(index);
-  const Scan& scan = rows.scan[0];
+  const Scan scan = rows.scan[0];
   const Box box(scan);
+  const bool two_runs = scan.descents == 1;  // two sets in order, one after the other
   Distinct found;
-  if (scan.descents == 1) {  // two sets in order, one after the other
+  if (!scan.ascending && !two_runs && box.suits(rows.size)) {
+    found = in_box(coords, box, {{from, 0, rows.size, false, to}}, true);
+    return {found.coords, index, found.counts, found.first, 0};
+  }
+  if (rows.keys.size() == 0) rows = Rows(coords);
+  if (two_runs) {
     const int64_t half = scan.descent;
     found = merged(coords, rows.keys.data(), {from, 0, half, true, to},
                    {from + 4 * half, half, rows.size - half, true, to + half}, true);
-  } else if (!scan.ascending && box.suits(rows.size)) {
-    found = in_box(coords, box, {{from, 0, rows.size, false, to}}, true);
   } else {
     found = with_tables(rows.keys, Layout(scan), {{0, rows.size, scan.ascending}}, [&](const auto& table) {
       return of_table(coords, table, [=](int64_t row) -> int64_t& { return to[row]; }, true);
@@ -209,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t> voxel_unique(Tensor coords) 
 }
 
 std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_union(Tensor a, Tensor b) {
-  Rows rows(a, b);
+  Rows rows(a, b, starts_in_order(a) && starts_in_order(b));
   if (rows.faults()) return {new_coords(a, 0), new_rows(a, 0), new_rows(a, 0), rows.faults()};
   const int64_t size_a = rows.first, size_b = rows.size - rows.first;
   Tensor index_a = new_rows(a, size_a), index_b = new_rows(a, size_b);
@@ -223,6 +227,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_union(Tensor a, Tensor b) {
   } else if (box.suits(rows.size)) {
     found = in_box(a, box, {set_a, set_b}, false);
   } else {
+    if (rows.keys.size() == 0) rows = Rows(a, b);
     found = with_tables(rows.keys, Layout(both), {{0, rows.size, false}}, [&](const auto& table) {
       const auto inverse = [&](int64_t row) -> int64_t& {
         return row < size_a ? set_a.index[row] : set_b.index[row - size_a];
