@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,30 @@ def test_first_lines_of_use_run_as_written():
     names = dict(depth=depth, points=points, valid=torch.ones_like(depth, dtype=torch.bool))
     exec(code, names)
     shell = names["shell"]
-    edges = torch.cat([shell.faces[:, [0, 1]], shell.faces[:, [1, 2]], shell.faces[:, [2, 0]]]).sort(1).values
-    assert (torch.unique(edges, dim=0, return_counts=True)[1] == 2).all() and len(shell.faces) > 100_000
+    a, b = shell.faces.long(), shell.faces.roll(-1, 1).long()
+    edges = (torch.minimum(a, b) * len(shell.vertices) + torch.maximum(a, b)).flatten().sort().values
+    assert torch.equal(edges[::2], edges[1::2]) and edges[::2].diff().all() and len(shell.faces) > 100_000
     shell.vertices.sum().backward()
     assert points.grad.isfinite().all() and points.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["pointmap", "mesh", "sdf"])
+def test_examples_of_the_geometry_run_as_written(name):
+    v, u = torch.meshgrid(torch.linspace(-1, 1, 40), torch.linspace(-1, 1, 50), indexing="ij")
+    depth, K = 3 + 0.3 * torch.cos(3 * u) * v, torch.tensor([[60.0, 0, 25], [0, 60, 20], [0, 0, 1]])
+    points = unproject_depth(depth, K)
+    mesh = ops.pointmap_to_mesh(points)
+    vertices = ops.normalize_points(mesh.vertices).points
+    names = dict(
+        torch=torch, depth=depth, points=points, mask=torch.ones(40, 50, dtype=torch.bool), conf=torch.rand(40, 50),
+        image=torch.rand(40, 50, 3), vertices=vertices, faces=mesh.faces, scan=torch.rand(30, 3), height=40, width=50,
+        origins=torch.randn(9, 3), directions=torch.randn(9, 3), K=K, viewmat=torch.eye(4),
+        loss=lambda vertices, faces: vertices.square().sum(),
+    )  # fmt: skip
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / f"docs/ops/{name}.md").read_text(), re.S)
+    assert blocks
+    for code in blocks:
+        exec(textwrap.dedent(code), names)
 
 
 def table():
