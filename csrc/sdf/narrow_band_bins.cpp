@@ -70,10 +70,10 @@ struct Part {
   uint32_t packed, face, cell;
 };
 
-// Room for one part per face at first.
+// Room for one part per face at first, and for the few long triangles that most meshes have: growing takes two copies.
 class Parts {
  public:
-  void reserve(int64_t n) { parts_ = Buffer<Part>(n); }
+  void reserve(int64_t faces) { parts_ = Buffer<Part>(faces + faces / 32 + 1024); }
   void add(Part part) {
     if (size_ == parts_.size()) {
       Buffer<Part> larger(size_ + size_ / 2 + 1024);

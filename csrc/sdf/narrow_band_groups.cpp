@@ -65,6 +65,7 @@ Groups make_groups(const Mesh<Real, Index>& mesh, const Grid& grid, Bins& bins, 
                    const Parallel& parallel) {
   Groups groups;
   if (company(bins) < kManySpheres) return groups;
+  release_kept_pages();  // of the binning: room for groups, which would be kept on top of it
   const size_t cells = bins.cell_z.size();
   groups.begin.resize(cells);
   uint32_t total = 0;
