@@ -305,7 +305,9 @@ Status narrow_band(const Mesh<Real, Index>& mesh, const int64_t* face_batch, con
   });
   if (voxels >= voxel_limit) return Status::too_large;
 
+  const bool dense = groups.any();
   bins.packed = {}, bins.face = {}, groups = {};  // room for the output
+  if (dense) release_kept_pages();                // what so many triangles took would be kept on top of it
   const int64_t total = place_lines(rows);
   const Output<Real> out = allocate(total);
   advise_huge_pages(out.coords, 16 * static_cast<size_t>(total));
