@@ -62,6 +62,8 @@ def test_a_band_that_cannot_fit_is_refused_before_it_is_made():
     faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
     with pytest.raises(ValueError, match="does not fit into memory"):
         narrow_band_udf(square, faces, 65536, 64.0)
+    with pytest.raises(ValueError, match="too many for the reference"):
+        narrow_band_udf(square, faces.repeat(100_000, 1), 65536, 64.0, backend="reference")  # 64 bits do not count them
 
 
 def test_a_band_wider_than_the_grid_is_the_whole_grid():

@@ -156,7 +156,7 @@ def narrow_band_udf(
         TypeError: Wrong argument types.
         ValueError: Shapes, dtypes, devices or backend do not fit; a number is out of range; on a CPU, faces with
             indices out of range or vertices that are not finite or too far away, or a band that cannot fit into
-            memory. On CUDA such faces are left out.
+            memory (for the reference: too much work). On CUDA such faces are left out.
 
     Source: Consistent3DGen, Sec. 3.2.3.
     """

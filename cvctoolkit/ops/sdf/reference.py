@@ -14,6 +14,9 @@ from cvctoolkit.ops.mesh import reference as mesh
 #: Voxel-face pairs evaluated at a time: bounds the memory.
 PAIRS = 1 << 18
 
+#: Voxel-face pairs in all: more would take hours.
+MOST_PAIRS = 1 << 34
+
 #: Batch indices fit 15 bits of a voxel key.
 MAX_BATCH = 1 << 15
 
@@ -48,6 +51,12 @@ def narrow_band_udf(
     size = (high - low).clamp_min(0) * present[:, None]
 
     key, distance, face = (vertices.new_empty(0, dtype=t) for t in (torch.int64, vertices.dtype, torch.int64))
+    work = float(size.double().prod(-1).sum())
+    if work > MOST_PAIRS:
+        raise ValueError(
+            f"narrow_band_udf: {work:.2g} pairs of triangles and voxels are too many for the reference, which looks at "
+            f"every one: take another backend, or lower the resolution or the band"
+        )
     total = int(size.prod(-1).sum())
     for first in range(0, total, PAIRS):
         index, cell = _pairs(low, size, first, min(first + PAIRS, total))
