@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cvctoolkit.ops import marching_cubes
 from cvctoolkit.ops.sdf import marching_cubes_table as cube
 from tests.native import native_module
+from tests.oracles import oracle
 from tests.surfaces import assert_closed_manifold, dense_coords, euler_numbers, random_voxels, signed_volume
 
 RULES = ["join", "separate"]
@@ -64,10 +65,30 @@ def test_no_diagonal_lies_in_a_face_of_the_cube(join):
                 assert edge in segments or not cube.share_face(*edge)
 
 
+def has_ambiguous_face(case):
+    return any([case >> c & 1 for c in ring] in ([0, 1, 0, 1], [1, 0, 1, 0]) for ring in cube.FACES)
+
+
 def test_rules_differ_on_ambiguous_faces_only():
     for case in range(256):
-        ambiguous = any([case >> c & 1 for c in ring] in ([0, 1, 0, 1], [1, 0, 1, 0]) for ring in cube.FACES)
-        assert (cube.segments(case, True) != cube.segments(case, False)) == ambiguous
+        assert (cube.segments(case, True) != cube.segments(case, False)) == has_ambiguous_face(case)
+
+
+@pytest.mark.parametrize("join", [True, False])
+def test_unambiguous_cases_have_the_triangles_of_scikit_image(join):
+    """Where two loops leave the inside of the cell ambiguous (eight cases), Lewiner may join them by a tunnel."""
+    measure = oracle("skimage.measure")
+    compared = 0
+    for case in range(1, 255):
+        if has_ambiguous_face(case) or len(cube.loops(case, join)) > 1:
+            continue
+        values = np.array([-1.0 if case >> c & 1 else 1.0 for c in range(8)]).reshape(2, 2, 2)
+        vertices, faces, _, _ = measure.marching_cubes(values, 0.0, method="lewiner")  # on the edges' midpoints
+        midpoints = [np.add(cube.CORNERS[c], np.eye(3)[axis] / 2).tolist() for c, axis in cube.EDGES]
+        edges = np.array([midpoints.index(v.tolist()) for v in vertices])
+        assert {frozenset(t) for t in cube.table(join)[case]} == {frozenset(t) for t in edges[faces]}, case
+        compared += 1
+    assert compared == 126
 
 
 def patterns(*shape):

@@ -4,13 +4,17 @@
 //   edge   e = the e-th of the twelve cube edges in lexicographic order of (lower corner, axis)
 //
 // On every face of the cube the surface runs in segments from edge to edge; the segments of the six faces close into
-// loops; each loop becomes a fan of triangles. Two choices make the mesh closed and 2-manifold for any input:
+// loops; each loop is cut into triangles. Two choices make the mesh closed and 2-manifold for any input:
 //
 // 1. A segment depends on the four corners of its face alone, so both cubes of a face draw the same segments. On an
 //    ambiguous face (two inside corners, diagonally opposite) either all inside corners are joined or all are
 //    separated: one table for each rule.
-// 2. No fan has a diagonal between two edges of one face: the neighbour behind that face could use the same diagonal,
-//    which would then belong to four triangles. Every loop of the 256 cases has an apex that avoids this.
+// 2. No cut runs between two edges of one face: the neighbour behind that face could make the same cut, which would
+//    then belong to four triangles. Every loop of the 256 cases has an apex whose fan avoids this.
+//
+// A loop of four corners or more is not flat, and its cuts move the surface by up to 0.3 cells. Where a case has no
+// ambiguous face the cuts are those of Lewiner et al. (2003) in scikit-image, so that the two give the same triangles;
+// they follow no rule, hence kEars. The other loops become fans.
 #pragma once
 
 #include <cstdint>
@@ -73,11 +77,40 @@ constexpr void trace_segments(const CubeTable& table, bool join, int cube, int (
   }
 }
 
+// Which corners of its loop a case without an ambiguous face cuts off, in turn: three places for each case, sixteen
+// cases to a line. A triangle remains. None of these cases has two loops of more than three corners.
+constexpr char kEars[] =
+    ".........1.....0.....02.......0..12.1..10.21.1.."
+    "...1.....02....02....213.........021...021...21."
+    "......1..21..........132......02.032......02112."
+    "0..12.01.1.....021...12.......13221..........1.."
+    "............0..01....132............02.23102121."
+    "1..21....13221.0.....02.............13212....0.."
+    "................................................"
+    "02.23102112.13221....1.........................."
+    "........................1.....10.13212.02110201."
+    "................................................"
+    "0.....12.132............01....0..10.132...10.1.."
+    "10.02110201.............132...02.0.............."
+    "1...........10.132......12....021...1..02.12.0.."
+    "12.021......01301.......132.........10.1........"
+    "10....021...021.........120...01....01....1....."
+    "1..10.21.1..12.0........01....0.....1...........";
+
 // Whether the fan from loop[apex] has no diagonal in a face of the cube.
 constexpr bool fan_is_interior(const CubeTable& table, const int* loop, int size, int apex) {
   for (int k = 2; k + 1 < size; ++k)
     if (share_face(table.edge[loop[apex]], table.edge[loop[(apex + k) % size]])) return false;
   return true;
+}
+
+// The edges at which a loop loses its corners until a triangle remains: those that kEars names, or else all but the two
+// neighbours of an apex, the first along the loop that will do.
+constexpr void choose_ears(const CubeTable& table, int cube, const int* loop, int size, int (&ears)[5]) {
+  const bool named = size > 3 && kEars[3 * cube] != '.';
+  int apex = 0;
+  while (!named && !fan_is_interior(table, loop, size, apex)) ++apex;  // at compile time a miss would be an error
+  for (int k = 0; k + 3 < size; ++k) ears[k] = loop[named ? kEars[3 * cube + k] - '0' : (apex + k + 1) % size];
 }
 
 constexpr CubeTable make_cube_table(bool join) {
@@ -94,7 +127,7 @@ constexpr CubeTable make_cube_table(bool join) {
     for (int e = 0; e < 12; ++e)
       if (next[e] >= 0) table.crossed[cube] |= static_cast<uint16_t>(1 << e);
 
-    // Loops in order of their lowest edge; the fan's apex is the first edge along the loop that will do.
+    // Loops in order of their lowest edge, from which their corners are counted.
     int count = 0;
     for (int start = 0; start < 12; ++start) {
       if (next[start] < 0) continue;
@@ -105,12 +138,15 @@ constexpr CubeTable make_cube_table(bool join) {
         next[e] = -1;
         e = following;
       }
-      int apex = 0;
-      while (!fan_is_interior(table, loop, size, apex)) ++apex;  // at compile time a miss would be an error
-      for (int k = 1; k + 1 < size; ++k, ++count) {
-        table.triangles[cube][3 * count] = static_cast<uint8_t>(loop[apex]);
-        table.triangles[cube][3 * count + 1] = static_cast<uint8_t>(loop[(apex + k) % size]);
-        table.triangles[cube][3 * count + 2] = static_cast<uint8_t>(loop[(apex + k + 1) % size]);
+      int ears[5] = {};
+      choose_ears(table, cube, loop, size, ears);
+      for (const int* ear = ears; size >= 3; ++ear, ++count) {
+        int at = 0;
+        while (size > 3 && loop[at] != *ear) ++at;
+        for (int k = 0; k < 3; ++k)
+          table.triangles[cube][3 * count + k] = static_cast<uint8_t>(loop[(at + k + size - 1) % size]);
+        --size;
+        for (int k = at; k < size; ++k) loop[k] = loop[k + 1];
       }
     }
     table.triangle_count[cube] = static_cast<uint8_t>(count);

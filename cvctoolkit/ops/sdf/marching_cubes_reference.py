@@ -79,8 +79,8 @@ def marching_cubes(
     position = place[:, 1:].to(sdf) + 0.5 + t[:, None] * axes[axis][:, 1:]
     vertices = lo + position * ((hi - lo) / resolution)
 
-    fans = triangles[code]
-    faces = vertex.gather(1, fans.clamp_min(0).flatten(1)).view_as(fans)[fans[..., 0] >= 0]
+    cut = triangles[code]
+    faces = vertex.gather(1, cut.clamp_min(0).flatten(1)).view_as(cut)[cut[..., 0] >= 0]
     edge_rows = torch.stack([lower, upper, axis], -1)
     return vertices, faces.int(), place[:, 0].int(), edge_rows if with_edges else edge_rows[:0]
 
