@@ -48,6 +48,9 @@ def _cuda_build() -> str:
     return f"loaded, built with CUDA {version // 1000}.{version % 1000 // 10} for compute capabilities {capabilities}"
 
 
+_ABSENT = "not implemented"
+
+
 def collect_info() -> dict[str, Any]:
     """Versions, devices, and for every operator and device type which backend serves it and why the others do not."""
     import cvctoolkit.ops  # noqa: F401  (registers the operators)
@@ -59,7 +62,7 @@ def collect_info() -> dict[str, Any]:
             reasons = {
                 b: _backend.device_reasons(b, operator.backends[b], device_type)
                 if b in operator.backends
-                else ["not implemented"]
+                else [_ABSENT]
                 for b in _backend.ORDER
             }
             if device_type == "cuda" and not torch.cuda.is_available():
@@ -93,6 +96,7 @@ def _print_info(info: dict[str, Any]) -> None:
         print(f"{d['device']:10} {d['name']} ({extra})")
     for kind, state in info["native"].items():
         print(f"native {kind:4} {state}")
+    print("\nA backend that is not named beside an operator has no implementation of it.")
     width = max(map(len, info["operators"]), default=0)
     for device in ("cpu", "cuda"):
         if device == "cuda" and not torch.cuda.is_available():
@@ -101,8 +105,8 @@ def _print_info(info: dict[str, Any]) -> None:
         print(f"\non {device}:")
         for name, by_device in info["operators"].items():
             row = by_device[device]
-            why = "; ".join(f"not {b}: {', '.join(r)}" for b, r in row["not"].items())
-            print(f"  {name:{width}}  {row['serves'] or '-':9}  {why}")
+            why = "; ".join(f"not {b}: {', '.join(r)}" for b, r in row["not"].items() if _ABSENT not in r)
+            print(f"  {name:{width}}  {row['serves'] or '-':9}  {why}".rstrip())
 
 
 def _info(argv: list[str]) -> int:
