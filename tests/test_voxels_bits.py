@@ -1,6 +1,6 @@
 """Sets of voxels on the CPU: bits, sorts and merges find the same, whatever the box, the order and the threads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import hypothesis.strategies as st
@@ -117,3 +117,68 @@ def test_a_set_in_order_goes_with_one_that_is_not(most):
         for pair in ((ordered, b), (b, ordered), (ordered, ordered[:1]), (ordered[:1], b), (ordered[:0], b)):
             expected = ops.voxel_union(*pair, backend="reference")
             assert all(map(torch.equal, ops.voxel_union(*pair), expected))
+
+
+# --- kernels per instruction set --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa(request):
+    from cvctoolkit import _native
+
+    with _native.restricted_isa(request.param) as granted:
+        if granted != request.param:
+            pytest.skip(f"this machine has no {request.param}")
+        yield
+
+
+def steps_of(rows: Sequence[int]) -> list[tuple[int, ...]]:
+    """Voxels along a line that turns into the next ones."""
+    return [(0, row // 50, row // 10 % 5, row % 10) for row in rows]
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 16, 40, 100])
+def test_merges_of_any_two_sets_in_order(isa, size):
+    rows = list(range(size))
+    near = [
+        rows, rows[::2], rows[1::2], rows[::3], rows[: size // 2], rows[size // 2 :], rows[:1], rows[-1:],
+        sorted(rows + rows[::5]), sorted(rows[3:4] * 9 + rows), [size] * size, [],
+    ]  # fmt: skip
+    for a in near:
+        for b in near:
+            x, y = steps_of(a), steps_of(b)
+            check_union(x, y)
+            check_unique(x + y)
+
+
+def test_long_merges_with_and_without_repeats(isa):
+    """Of many parts, between which neither voxel nor row may be lost, and with runs of either set alone."""
+    voxels = ops.voxel_unique(filled((2, 80, 80, 80), 90_000, 5), backend="reference").coords
+    thirds = voxels.chunk(3)
+    a, b = torch.cat(thirds[:2])[::2], torch.cat(thirds[1:])[1::3]
+    for x, y in ((a, b), (b, a), (a.repeat_interleave(2, 0), b), (a, in_runs(filled((2, 80, 80, 80), 50_000, 6), 1))):
+        for count in (1, 3):
+            with threads(count):
+                assert all(map(torch.equal, ops.voxel_union(x, y), ops.voxel_union(x, y, backend="reference")))
+                both = torch.cat([x, y])
+                assert all(map(torch.equal, ops.voxel_unique(both), ops.voxel_unique(both, backend="reference")))
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 17, 600])
+def test_one_row_unlike_the_others_is_seen_wherever_it_is(isa, size):
+    """Out of range, repeated, or out of order."""
+    coords = tensor(steps_of(range(size)))
+    for row in range(size) if size < 20 else (0, 1, 510, 511, 512, 513, 598, 599):
+        for column in range(4):
+            for bad in (-1, LARGEST[column]):
+                outside = coords.clone()
+                outside[row, column] = bad
+                with pytest.raises(ValueError, match="voxel_unique: coords"):
+                    ops.voxel_unique(outside)
+        repeated = torch.cat([coords[: row + 1], coords[row:]])
+        with pytest.raises(ValueError, match="distinct"):
+            ops.voxel_intersection(repeated, coords)
+        assert ops.voxel_unique(repeated).counts[row] == 2
+        moved = torch.cat([coords[:row], coords[row + 1 :], coords[row : row + 1]])
+        check_unique(rows_of(moved))
+        check_unique(rows_of(torch.cat([coords[row:], coords[:row]])))

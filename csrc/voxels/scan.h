@@ -1,73 +1,15 @@
 // The one pass over given voxels: their keys, whether they are voxels, how they are ordered, what box they fill.
 #pragma once
 
+#include "common/isa.h"
 #include "voxels/keys.h"
+#include "voxels/scan_rows.h"
 #include "voxels/tasks.h"
 
 namespace cvc::voxels {
 
-struct Scan {
-  bool in_range = true;
-  bool ascending = true;                        // rows may repeat
-  bool distinct = true;                         // no row equals the one before it
-  int64_t descents = 0;                         // rows that are less than the one before them
-  int64_t descent = 0;                          // the last of these
-  uint64_t lowest = ~uint64_t{0}, highest = 0;  // fields of keys: of every column on its own
-};
-
-// The key of a row that is a voxel, by one shuffle.
-typedef int32_t Row __attribute__((vector_size(16)));
-inline uint64_t key_of(Row row) {
-  typedef uint8_t Bytes __attribute__((vector_size(16)));
-  typedef uint64_t Pair __attribute__((vector_size(16)));
-  const Bytes bytes = reinterpret_cast<Bytes>(row);
-  return reinterpret_cast<Pair>(
-      __builtin_shufflevector(bytes, bytes, 12, 13, 8, 9, 4, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0))[0];
-}
-
-// Scans rows [begin, end) of which row `begin` is compared with the one before it; writes their keys unless null.
 inline Scan scan_rows(const int32_t* coords, int64_t begin, int64_t end, uint64_t* keys) {
-  constexpr int64_t kBlock = 512;  // rows: first their keys, then what these compare like, both in vectors
-  uint64_t scratch[kBlock];
-  Row lowest = {INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX}, highest = {INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN};
-  Scan scan;
-  // The first row of all compares with nothing: as if a smaller one came before it.
-  int64_t before = begin > 0 ? static_cast<int64_t>(key_of(coords + 4 * (begin - 1))) : -1, equal = 0;
-  for (int64_t from = begin; from < end; from += kBlock) {
-    const int64_t count = min(kBlock, end - from);
-    uint64_t* const key = keys ? keys + from : scratch;
-    for (int64_t k = 0; k < count; ++k) {
-      Row row;
-      std::memcpy(&row, coords + 4 * (from + k), sizeof row);
-      lowest = row < lowest ? row : lowest;
-      highest = row > highest ? row : highest;
-      key[k] = key_of(row);
-    }
-    const auto at = [=](int64_t k) { return static_cast<int64_t>(key[k]); };
-    int64_t descents = at(0) < before;
-    equal += at(0) == before;
-    for (int64_t k = 1; k < count; ++k) {
-      descents += at(k) < at(k - 1);
-      equal += at(k) == at(k - 1);
-    }
-    if (descents > 0) {
-      int64_t last = count - 1;
-      while (last > 0 && at(last) >= at(last - 1)) --last;
-      scan.descent = from + last;
-    }
-    scan.descents += descents;
-    before = at(count - 1);
-  }
-  scan.distinct = equal == 0;
-  scan.ascending = scan.descents == 0;
-  for (int k = 0; k < 4; ++k)
-    scan.in_range &= lowest[k] >= 0 && highest[k] < static_cast<int64_t>(k == 0 ? kMaxBatch : kMaxCoord);
-  if (end > begin && scan.in_range) {
-    scan.lowest = key_of(lowest);
-    scan.highest = key_of(highest);
-  }
-  scan.in_range |= begin >= end;
-  return scan;
+  return CVC_ISA_PICK(scan_rows)(coords, begin, end, keys);
 }
 
 inline uint64_t fields_least(uint64_t a, uint64_t b) {

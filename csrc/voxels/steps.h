@@ -3,12 +3,9 @@
 #pragma once
 
 #include "voxels/merge.h"
+#include "voxels/write_steps.h"
 
 namespace cvc::voxels {
-
-// What a step takes: a row of the first list, of the second, of both when their keys are equal; and whether its key
-// differs from that of the step before.
-enum Step : uint8_t { kOfFirst = 1, kOfSecond = 2, kFresh = 4 };
 
 inline int64_t count_fresh(const uint8_t* begin, const uint8_t* end) {
   int64_t count = 0;

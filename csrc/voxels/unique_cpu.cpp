@@ -4,10 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cstring>
 #include <tuple>
-#include <type_traits>
 
+#include "common/isa.h"
 #include "voxels/rows_by_range.h"
 #include "voxels/steps.h"
 #include "voxels/tensors.h"
@@ -35,35 +34,6 @@ Distinct new_distinct(const Tensor& like, int64_t n, bool details) {
 
 // --- by a merge ------------------------------------------------------------------------------------------------------
 
-// Writes what the steps of a merge from one cut to the next tell; `id` is that of the voxel before.
-void write_steps(const uint8_t* step, const Cut& begin, const Cut& end, const Given& a, const Given& b, int64_t id,
-                 Distinct& out, bool details) {
-  const int32_t *const coords_a = a.coords, *const coords_b = b.coords;
-  int64_t *const index_a = a.index, *const index_b = b.index;
-  int32_t* const coords = data_of<int32_t>(out.coords);
-  int64_t *const counts = data_of<int64_t>(out.counts), *const first = data_of<int64_t>(out.first);
-  const int64_t offset = b.begin - a.begin;
-  int64_t i = begin.i, j = begin.j, lowest = 0, count = 0;
-  const auto write = [=, &i, &j, &id, &lowest, &count](uint8_t step, auto has_a, auto has_b) {
-    const bool of_a = step & kOfFirst, of_b = step & kOfSecond, fresh = step & kFresh;
-    id += fresh;
-    std::memcpy(coords + 4 * id, of_a ? coords_a + 4 * i : coords_b + 4 * j, 4 * sizeof *coords);
-    if (details) {
-      const int64_t row = of_a ? i : offset + j;
-      first[id] = lowest = fresh ? row : lowest;
-      counts[id] = count = (fresh ? 0 : count) + of_a + of_b;
-    }
-    // For the sake of no branch also what the step is not about: it is told again when its own step comes.
-    if constexpr (has_a) index_a[i] = id;
-    if constexpr (has_b) index_b[j] = id;
-    i += of_a;
-    j += of_b;
-  };
-  while (i < end.i && j < end.j) write(*step++, std::true_type(), std::true_type());
-  while (i < end.i) write(*step++, std::true_type(), std::false_type());
-  while (j < end.j) write(*step++, std::false_type(), std::true_type());
-}
-
 // Of two sets in order.
 Distinct merged(const Tensor& like, const uint64_t* keys, const Given& a, const Given& b, bool details) {
   const Plain table_a{keys + a.begin, a.size}, table_b{keys + b.begin, b.size};
@@ -83,8 +53,18 @@ Distinct merged(const Tensor& like, const uint64_t* keys, const Given& a, const 
     for (int64_t p = 2 * t; p <= 2 * t + two; ++p) first_id[p] = count_fresh(first_step(p), merges[p].steps);
   });
   Distinct out = new_distinct(like, running_sums(first_id), details);
-  for_each_task(
-      parts, [&](int64_t p) { write_steps(first_step(p), cuts[p], cuts[p + 1], a, b, first_id[p] - 1, out, details); });
+  const Merged merged{table_a.keys,
+                      table_b.keys,
+                      a.index,
+                      b.index,
+                      b.begin - a.begin,
+                      data_of<int32_t>(out.coords),
+                      details ? data_of<int64_t>(out.counts) : nullptr,
+                      details ? data_of<int64_t>(out.first) : nullptr};
+  const auto write_steps = CVC_ISA_PICK(write_steps);
+  for_each_task(parts, [&](int64_t p) {
+    write_steps(&merged, {first_step(p), cuts[p].i, cuts[p + 1].i, cuts[p].j, cuts[p + 1].j, first_id[p] - 1});
+  });
   return out;
 }
 
