@@ -85,6 +85,7 @@ inline F vabs(F a) { return F(I(a) & 0x7fffffff); }
 // Four lanes at a time: three floats per lane, as columns; to doubles and back; and joined to native vectors.
 using F4 = Vec<float, 4>;
 using D4 = Vec<double, 4>;
+using I4 = Vec<int32_t, 4>;
 
 // (p[0], p[1], p[2], 0), reading no more.
 inline F4 load3(const float* p) {
@@ -110,6 +111,19 @@ inline F4 narrow(D4 v) {
   return __builtin_convertvector(v, F4);
 #endif
 }
+// Toward zero; what no int32_t holds becomes one that is far from 0.
+inline I4 truncate(D4 v) {
+#if defined(__AVX2__)
+  return (I4)_mm256_cvttpd_epi32(v);
+#elif defined(__SSE2__)
+  const __m128d half[2] = {_mm_setr_pd(v[0], v[1]), _mm_setr_pd(v[2], v[3])};
+  return (I4)_mm_unpacklo_epi64(_mm_cvttpd_epi32(half[0]), _mm_cvttpd_epi32(half[1]));
+#else
+  I4 whole{};
+  for (int l = 0; l < 4; ++l) whole[l] = v[l] > -2147483647.0 && v[l] < 2147483647.0 ? static_cast<int32_t>(v[l]) : INT32_MIN;
+  return whole;
+#endif
+}
 inline F join(const F4* part) {
   if constexpr (kF == 4) {
     return *reinterpret_cast<const F*>(part);
@@ -122,6 +136,12 @@ inline F join(const F4* part) {
     const auto v = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     return *reinterpret_cast<const F*>(&v);
   }
+}
+
+inline I join(const I4* part) {
+  F4 same[kF / 4];
+  for (int k = 0; k < kF / 4; ++k) same[k] = F4(part[k]);
+  return I(join(same));
 }
 
 // One bit per lane of a comparison's result.

@@ -17,6 +17,7 @@
 #include "sdf/narrow_band_dense.h"
 #include "sdf/narrow_band_frames.h"
 #include "sdf/narrow_band_group_boxes.h"
+#include "sdf/narrow_band_spheres.h"
 
 namespace cvc::narrow_band {
 namespace {
@@ -151,7 +152,7 @@ int64_t block(const Job<Real, Index>& job) {
 
 template <class Real, class Index>
 KernelsFor<Real, Index> kernels() {
-  return {block<Real, Index>, measure_groups<Real, Index>, kStride<Real> * static_cast<int64_t>(sizeof(Real))};
+  return {measure_spheres<Real, Index>, block<Real, Index>, measure_groups<Real, Index>, kStride<Real> * static_cast<int64_t>(sizeof(Real))};
 }
 
 }  // namespace

@@ -68,6 +68,24 @@ struct Spheres {
   const uint32_t* face;    // [n + 16]
 };
 
+// Spheres of consecutive faces, before they are sorted: rooms for whole vectors.
+struct FaceSpheres {
+  static constexpr int kFaces = 256;
+  enum Kind : int32_t { kNone, kOne, kOther };  // spheres of a face; others are long, far away or wrong
+  uint32_t packed[kFaces];
+  int32_t cell[3][kFaces];
+  int32_t kind[kFaces];
+};
+
+template <class Real, class Index>
+struct SphereJob {
+  Mesh<Real, Index> mesh;
+  Grid grid;
+  double largest_radius;
+  int64_t first, count;  // faces, at most FaceSpheres::kFaces
+  FaceSpheres* out;
+};
+
 // Where triangles are many, kGroup spheres that follow each other in their cell are a group, bounded by an oriented
 // box: its centre (relative to the cell's corner), two of its axes, the extent along either and across both, and its
 // reach from the centre. Centres are on the surface up to kCentreError; exactly where "off surface" is not large.
@@ -145,6 +163,9 @@ struct Job {
   BlockVoxels<Real>* out;
 };
 
+// Measures the spheres of some faces.
+template <class Real, class Index>
+using SphereKernel = void (*)(const SphereJob<Real, Index>&);
 // Measures one block. Returns 0, or the number of frames the scratch should have had room for.
 template <class Real, class Index>
 using BlockKernel = int64_t (*)(const Job<Real, Index>&);
@@ -154,6 +175,7 @@ using GroupKernel = void (*)(const GroupJob<Real, Index>&);
 
 template <class Real, class Index>
 struct KernelsFor {
+  SphereKernel<Real, Index> spheres;
   BlockKernel<Real, Index> block;
   GroupKernel<Real, Index> groups;
   int64_t frame_bytes;

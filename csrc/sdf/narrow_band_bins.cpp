@@ -116,6 +116,28 @@ struct Binning {
     return 0.5 * std::sqrt(dot(normal, normal)) * 0.5 * min(grid.band, 0.5 * grid.size[0]) > voxel_limit;
   }
 
+  // Adds the spheres of a face that is not known to be a good one.
+  template <class Real, class Index>
+  void add(Chunk& chunk, const Mesh<Real, Index>& mesh, int64_t face, int64_t batch) const {
+    Point p[3];
+    for (int corner = 0; corner < 3; ++corner) {
+      const int64_t v = mesh.faces[3 * face + corner];
+      if (v < 0 || v >= mesh.vertex_count) {
+        chunk.status = Status::index_out_of_range;
+        return;
+      }
+      const Real* q = mesh.vertices + 3 * v;
+      p[corner] = {(q[0] - grid.low[0]) * grid.voxels, (q[1] - grid.low[1]) * grid.voxels,
+                   (q[2] - grid.low[2]) * grid.voxels};
+      if (!(std::abs(p[corner].x) + std::abs(p[corner].y) + std::abs(p[corner].z) <= 3.0 * kFarthest)) {
+        const double farthest = max(max(std::abs(p[corner].x), std::abs(p[corner].y)), std::abs(p[corner].z));
+        chunk.status = farthest < HUGE_VAL ? Status::too_far : Status::not_finite;
+        return;
+      }
+    }
+    add(chunk, static_cast<uint32_t>(face), batch, p[0], p[1], p[2]);
+  }
+
   // Adds the spheres of triangle abc, in grid coordinates; in parts if it is long.
   void add(Chunk& chunk, uint32_t face, int64_t batch, Point a, Point b, Point c) const {
     const Bounded t = bounded(a, b, c);
@@ -149,7 +171,8 @@ struct Binning {
 }  // namespace
 
 template <class Real, class Index>
-Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const Grid& grid, const Parallel& parallel) {
+Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const Grid& grid,
+               SphereKernel<Real, Index> kernel, const Parallel& parallel) {
   Bins bins;
   // The shortest reach that leaves triangles two voxels of radius; a sphere centred outside the reach is at least
   // 8·reach + 1/2 from the block's voxel centres.
@@ -165,28 +188,21 @@ Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const G
     Chunk& chunk = chunks[k];
     const int64_t first = mesh.face_count * k / chunk_count, last = mesh.face_count * (k + 1) / chunk_count;
     chunk.parts.reserve(last - first);
-    for (int64_t f = first; f < last && chunk.status == Status::ok; ++f) {
-      Point p[3];
-      for (int corner = 0; corner < 3; ++corner) {
-        const int64_t v = mesh.faces[3 * f + corner];
-        if (v < 0 || v >= mesh.vertex_count) {
-          chunk.status = Status::index_out_of_range;
-          return;
+    FaceSpheres spheres;
+    for (int64_t f = first; f < last; f += FaceSpheres::kFaces) {
+      const int64_t count = min<int64_t>(last - f, FaceSpheres::kFaces);
+      kernel({mesh, grid, binning.largest_radius, f, count, &spheres});
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t batch = face_batch ? face_batch[f + i] : 0;
+        if (batch < 0 || batch >= kLargestBatch) {
+          chunk.status = Status::bad_batch;
+        } else if (spheres.kind[i] == FaceSpheres::kOther) {
+          binning.add(chunk, mesh, f + i, batch);
+        } else if (spheres.kind[i] == FaceSpheres::kOne) {
+          const int64_t key = cell_key(batch, spheres.cell[0][i], spheres.cell[1][i], spheres.cell[2][i]);
+          chunk.parts.add({spheres.packed[i], static_cast<uint32_t>(f + i), chunk.cells.count(key)});
         }
-        const Real* q = mesh.vertices + 3 * v;
-        p[corner] = {(q[0] - grid.low[0]) * grid.voxels, (q[1] - grid.low[1]) * grid.voxels,
-                     (q[2] - grid.low[2]) * grid.voxels};
-        if (!(std::abs(p[corner].x) + std::abs(p[corner].y) + std::abs(p[corner].z) <= 3.0 * kFarthest)) {
-          const double farthest = max(max(std::abs(p[corner].x), std::abs(p[corner].y)), std::abs(p[corner].z));
-          chunk.status = farthest < HUGE_VAL ? Status::too_far : Status::not_finite;
-          return;
-        }
-      }
-      const int64_t batch = face_batch ? face_batch[f] : 0;
-      if (batch < 0 || batch >= kLargestBatch) {
-        chunk.status = Status::bad_batch;
-      } else {
-        binning.add(chunk, static_cast<uint32_t>(f), batch, p[0], p[1], p[2]);
+        if (chunk.status != Status::ok) return;
       }
     }
   });
@@ -242,9 +258,9 @@ Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const G
   return bins;
 }
 
-template Bins make_bins(const Mesh<float, int32_t>&, const int64_t*, const Grid&, const Parallel&);
-template Bins make_bins(const Mesh<float, int64_t>&, const int64_t*, const Grid&, const Parallel&);
-template Bins make_bins(const Mesh<double, int32_t>&, const int64_t*, const Grid&, const Parallel&);
-template Bins make_bins(const Mesh<double, int64_t>&, const int64_t*, const Grid&, const Parallel&);
+template Bins make_bins(const Mesh<float, int32_t>&, const int64_t*, const Grid&, SphereKernel<float, int32_t>, const Parallel&);
+template Bins make_bins(const Mesh<float, int64_t>&, const int64_t*, const Grid&, SphereKernel<float, int64_t>, const Parallel&);
+template Bins make_bins(const Mesh<double, int32_t>&, const int64_t*, const Grid&, SphereKernel<double, int32_t>, const Parallel&);
+template Bins make_bins(const Mesh<double, int64_t>&, const int64_t*, const Grid&, SphereKernel<double, int64_t>, const Parallel&);
 
 }  // namespace cvc::narrow_band

@@ -38,6 +38,7 @@ struct Bins {
 };
 
 template <class Real, class Index>
-Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const Grid& grid, const Parallel& parallel);
+Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const Grid& grid,
+               SphereKernel<Real, Index> kernel, const Parallel& parallel);
 
 }  // namespace cvc::narrow_band

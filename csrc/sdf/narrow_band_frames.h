@@ -116,6 +116,22 @@ void make_frame(const Job<Real, Index>& job, uint32_t face, Real* out) {
   for (int k = 0; k < kFields; ++k) out[k] = static_cast<Real>(field[k]);
 }
 
+// Coordinates of four vertices, by axis.
+inline void load_columns(const float* const* vertex, D4* column) {
+  F4 row[4];
+  for (int l = 0; l < 4; ++l) row[l] = load3(vertex[l]);
+  const F4 xy01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5),
+           xy23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+  const F4 z01 = __builtin_shufflevector(row[0], row[1], 2, 6, 2, 6),
+           z23 = __builtin_shufflevector(row[2], row[3], 2, 6, 2, 6);
+  column[0] = widen(__builtin_shufflevector(xy01, xy23, 0, 1, 4, 5));
+  column[1] = widen(__builtin_shufflevector(xy01, xy23, 2, 3, 6, 7));
+  column[2] = widen(__builtin_shufflevector(z01, z23, 0, 1, 4, 5));
+}
+inline void load_columns(const double* const* vertex, D4* column) {
+  for (int k = 0; k < 3; ++k) column[k] = D4{vertex[0][k], vertex[1][k], vertex[2][k], vertex[3][k]};
+}
+
 // Corners of kF triangles relative to an origin in voxels, one triangle per lane: t[3 * corner + axis]. Lanes beyond
 // `count` repeat the first.
 template <class Index>
@@ -130,16 +146,11 @@ void load_corners(const Mesh<float, Index>& mesh, const Grid& grid, const double
     for (int l = 0; l < 4; ++l)
       face[l] = mesh.faces + 3 * static_cast<int64_t>(faces[4 * group + l < count ? 4 * group + l : 0]);
     for (int corner = 0; corner < 3; ++corner) {
-      F4 row[4];
-      for (int l = 0; l < 4; ++l) row[l] = load3(mesh.vertices + 3 * static_cast<int64_t>(face[l][corner]));
-      const F4 xy01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5),
-               xy23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
-      const F4 z01 = __builtin_shufflevector(row[0], row[1], 2, 6, 2, 6),
-               z23 = __builtin_shufflevector(row[2], row[3], 2, 6, 2, 6);
-      const F4 column[3] = {__builtin_shufflevector(xy01, xy23, 0, 1, 4, 5),
-                            __builtin_shufflevector(xy01, xy23, 2, 3, 6, 7),
-                            __builtin_shufflevector(z01, z23, 0, 1, 4, 5)};
-      for (int k = 0; k < 3; ++k) part[3 * corner + k][group] = narrow(widen(column[k]) * grid.voxels + shift[k]);
+      const float* vertex[4];
+      for (int l = 0; l < 4; ++l) vertex[l] = mesh.vertices + 3 * static_cast<int64_t>(face[l][corner]);
+      D4 column[3];
+      load_columns(vertex, column);
+      for (int k = 0; k < 3; ++k) part[3 * corner + k][group] = narrow(column[k] * grid.voxels + shift[k]);
     }
   }
   for (int k = 0; k < 9; ++k) t[k] = join(part[k]);

@@ -288,9 +288,9 @@ void write_row(BlockRow<Real>& row, Real h, const Output<Real>& out) {
 template <class Real, class Index>
 Status narrow_band(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const Grid& grid, const Kernels& kernels,
                    const Parallel& parallel, const std::function<Output<Real>(int64_t)>& allocate) {
-  Bins bins = make_bins(mesh, face_batch, grid, parallel);
-  if (bins.status != Status::ok) return bins.status;
   const auto& kernels_for = pick(kernels, Real{}, Index{});
+  Bins bins = make_bins(mesh, face_batch, grid, kernels_for.spheres, parallel);
+  if (bins.status != Status::ok) return bins.status;
   Groups groups = make_groups(mesh, grid, bins, kernels_for.groups, parallel);
   std::vector<BlockRow<Real>> rows = rows_in_reach<Real>(bins, grid);
 
