@@ -121,3 +121,94 @@ def test_bounds_are_below_the_distance(seed, count, log_size, thinness, offset, 
     assert (by_vertices >= to_vertices - edges * (1 / 3 + 1e-5) - room).all()
     diameter = torch.cdist(corners.reshape(-1, 3), corners.reshape(-1, 3)).max().double().numpy()
     assert np.sqrt(by_box) >= np.sqrt(square.min()) - 4 * diameter - 1e-4 - 1e-6 * reach
+
+
+@settings(max_examples=100)
+@given(
+    seed=st.integers(0, 2**16),
+    log_size=st.floats(-6, 0.3),
+    kind=st.sampled_from(["any", "right", "needle", "segment", "point", "isosceles"]),
+    offset=st.sampled_from([0.0, 7.9999999, 8.0, 300.0, 65535.0, -40.0]),
+)
+def test_spheres_hold_their_triangles_and_lie_on_them(seed, log_size, kind, offset):
+    """As small as can be, up to the steps they are packed in, whatever the shape, also at the border of a cell."""
+    n, band = 200, 50.0
+    g = generator(seed)
+    t = torch.randn(n, 3, 3, generator=g).double()
+    if kind == "right":
+        t[:, 2] = t[:, 0] + torch.linalg.cross(t[:, 1] - t[:, 0], torch.randn(n, 3, generator=g).double())
+    elif kind == "needle":
+        t[:, 2] = t[:, 0] + torch.rand(n, 1, generator=g) * (t[:, 1] - t[:, 0]) + 1e-8 * t[:, 2]
+    elif kind == "segment":
+        t[:, 2] = t[:, 1]
+    elif kind == "point":
+        t[:, 1:] = t[:, :1]
+    elif kind == "isosceles":
+        t[:, 2] = t[:, 0] + (t[:, 1] - t[:, 0]).norm(dim=1, keepdim=True) * torch.nn.functional.normalize(
+            t[:, 2], dim=1
+        )
+    t = 10**log_size * t + offset
+    spheres, kinds = (torch.from_numpy(x) for x in native_module().narrow_band_spheres(t.numpy(), 65536, band))
+    centre, radius = spheres[:, :3], spheres[:, 3]
+    one = kinds == 1
+    to_corners = (t - centre[:, None]).norm(dim=2).amax(1)
+    assert (to_corners <= radius)[one].all()
+    # Which spheres: those around the longest edge or the circumcircle, not wider than what is asked for.
+    edges = (t - t.roll(1, 1)).norm(dim=2)
+    area = torch.linalg.cross(t[:, 1] - t[:, 0], t[:, 2] - t[:, 0]).norm(dim=1) / 2
+    acute = 2 * edges.amax(1) ** 2 < (edges**2).sum(1)
+    exact = torch.where(acute, edges.prod(1) / (4 * area.clamp_min(1e-300)), edges.amax(1) / 2)
+    step, rounding = 4.5 / 254, 0.8660254 / 32 + 3e-5
+    assert (radius <= exact + step + rounding + 1e-5)[one].all()
+    assert one[exact < 3.9].all() and (kinds == 2)[exact > 4.1].all()
+    points = torch.stack(
+        [
+            mesh_reference.closest_point_on_mesh(c[None], corners, torch.tensor([[0, 1, 2]]))[0][0]
+            for c, corners in zip(centre[one][:20], t[one][:20], strict=True)
+        ]
+        or [torch.zeros(())]
+    )
+    assert (points <= rounding).all()
+
+
+def test_spheres_out_of_reach_far_or_wrong():
+    """Left out beyond the band; left to float64 where they are long, far away or not numbers at all."""
+    at = torch.tensor([[5.0, 5, 5], [-3.0, 5, 5], [-30.0, 5, 5], [5, 90.0, 5], [3e6, 5, 5], [2e9, 5, 5]]).double()
+    t = at[:, None] + 0.1 * torch.eye(3).double()
+    wrong = t[:1].repeat(5, 1, 1)
+    wrong[0, 0, 0], wrong[1, 1, 1], wrong[2, 2, 2] = torch.nan, torch.nan, torch.inf
+    wrong[3, 1], wrong[4, 2, 0] = 20, 3e30
+    triangles = torch.cat([t, wrong]).numpy()
+    _, kinds = native_module().narrow_band_spheres(triangles, 64, 4.0)
+    assert kinds.tolist() == [1, 1, 0, 0, 2, 2, 2, 2, 2, 2, 2]
+    for count in range(1, 8):  # vectors that are not full
+        assert native_module().narrow_band_spheres(triangles[:count], 64, 4.0)[1].tolist() == kinds[:count].tolist()
+
+
+def test_faces_of_every_kind_in_one_mesh_on_any_number_of_threads():
+    """Long, tiny, flat and distant ones between others, over many runs of faces, in batches, bit for bit."""
+    g = generator(5)
+    surface = height_field(g, 110)  # 24 k faces: several runs per thread
+    vertices = [surface["vertices"] * torch.tensor([0.3, 0.3, 0.2])]
+    faces = [surface["faces"]]
+    for kind in ("some huge", "needles", "points", "all sizes"):
+        other = crowd(6, kind)
+        faces.append(other["faces"] + sum(len(v) for v in vertices))
+        vertices.append(other["vertices"])
+    vertices, faces = torch.cat(vertices), torch.cat(faces)
+    faces = faces[torch.randperm(len(faces), generator=g)]
+    batch = torch.arange(len(faces)) % 3
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            found.append(narrow_band_udf(vertices, faces, 40, 3.0, face_batch=batch, backend="native"))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    for b in range(3):  # each of the batches as if it were alone
+        alone = narrow_band_udf(vertices, faces[batch == b], 40, 3.0, backend="native")
+        here = found[0].coords[:, 0] == b
+        assert torch.equal(alone.coords[:, 1:], found[0].coords[here, 1:])
+        assert (alone.udf - found[0].udf[here]).abs().max() < 1e-6

@@ -120,7 +120,8 @@ inline I4 truncate(D4 v) {
   return (I4)_mm_unpacklo_epi64(_mm_cvttpd_epi32(half[0]), _mm_cvttpd_epi32(half[1]));
 #else
   I4 whole{};
-  for (int l = 0; l < 4; ++l) whole[l] = v[l] > -2147483647.0 && v[l] < 2147483647.0 ? static_cast<int32_t>(v[l]) : INT32_MIN;
+  for (int l = 0; l < 4; ++l)
+    whole[l] = v[l] > -2147483647.0 && v[l] < 2147483647.0 ? static_cast<int32_t>(v[l]) : INT32_MIN;
   return whole;
 #endif
 }

@@ -152,7 +152,8 @@ int64_t block(const Job<Real, Index>& job) {
 
 template <class Real, class Index>
 KernelsFor<Real, Index> kernels() {
-  return {measure_spheres<Real, Index>, block<Real, Index>, measure_groups<Real, Index>, kStride<Real> * static_cast<int64_t>(sizeof(Real))};
+  return {measure_spheres<Real, Index>, block<Real, Index>, measure_groups<Real, Index>,
+          kStride<Real> * static_cast<int64_t>(sizeof(Real))};
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // exact distance and a nearest face. (CUDA: narrow_band_pipeline.h.)
 //
 //   narrow_band_sphere.h   the smallest sphere around a triangle, names of cells; shared with CUDA
-//   narrow_band_bins.cpp   triangles → bounding spheres, sorted into cells of 8³ voxels
+//   narrow_band_bins.cpp   triangles → bounding spheres (narrow_band_spheres.h), sorted into cells of 8³ voxels
 //   narrow_band_groups.cpp where triangles are many: groups of neighbours, bounded by oriented boxes
 //                          (narrow_band_group_boxes.h)
 //   isa_narrow_band.cpp    one block of 8³ voxels: spheres culled (narrow_band_cull.h), or groups and then triangles by
@@ -68,10 +68,11 @@ struct Spheres {
   const uint32_t* face;    // [n + 16]
 };
 
-// Spheres of consecutive faces, before they are sorted: rooms for whole vectors.
+// Spheres of consecutive faces, relative to their cells.
 struct FaceSpheres {
   static constexpr int kFaces = 256;
-  enum Kind : int32_t { kNone, kOne, kOther };  // spheres of a face; others are long, far away or wrong
+  // A face has no sphere (it is out of reach), one, or is another's task: long, far away, or wrong.
+  enum Kind : int32_t { kNone, kOne, kOther };
   uint32_t packed[kFaces];
   int32_t cell[3][kFaces];
   int32_t kind[kFaces];

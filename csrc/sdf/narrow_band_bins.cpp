@@ -258,9 +258,13 @@ Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const G
   return bins;
 }
 
-template Bins make_bins(const Mesh<float, int32_t>&, const int64_t*, const Grid&, SphereKernel<float, int32_t>, const Parallel&);
-template Bins make_bins(const Mesh<float, int64_t>&, const int64_t*, const Grid&, SphereKernel<float, int64_t>, const Parallel&);
-template Bins make_bins(const Mesh<double, int32_t>&, const int64_t*, const Grid&, SphereKernel<double, int32_t>, const Parallel&);
-template Bins make_bins(const Mesh<double, int64_t>&, const int64_t*, const Grid&, SphereKernel<double, int64_t>, const Parallel&);
+template Bins make_bins(const Mesh<float, int32_t>&, const int64_t*, const Grid&, SphereKernel<float, int32_t>,
+                        const Parallel&);
+template Bins make_bins(const Mesh<float, int64_t>&, const int64_t*, const Grid&, SphereKernel<float, int64_t>,
+                        const Parallel&);
+template Bins make_bins(const Mesh<double, int32_t>&, const int64_t*, const Grid&, SphereKernel<double, int32_t>,
+                        const Parallel&);
+template Bins make_bins(const Mesh<double, int64_t>&, const int64_t*, const Grid&, SphereKernel<double, int64_t>,
+                        const Parallel&);
 
 }  // namespace cvc::narrow_band

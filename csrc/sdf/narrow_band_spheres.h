@@ -1,7 +1,7 @@
 // Spheres around triangles, one triangle per lane. For isa_narrow_band.cpp alone: everything has internal linkage.
 //
-// The same spheres as `bounded` (narrow_band_sphere.h) gives, in float32 relative to a corner of a cell at the triangle's
-// first vertex. Coordinates are small there, but for long triangles, which are left to float64.
+// The same spheres as `bounded` (narrow_band_sphere.h) gives, in float32 relative to a corner of a cell at the
+// triangle's first vertex. Coordinates are small there, but for long triangles, which are left to float64.
 #pragma once
 
 #include "common/simd.h"
@@ -15,8 +15,8 @@ namespace {
 constexpr float kSphereError = 1e-5f;
 constexpr int32_t kFarCell = 1 << 17;  // numbers of cells that are left to float64 from here on
 
-// Corners t[3 * corner + axis] of kF triangles relative to the corners of cells `base`. Lanes from `count` on repeat the
-// last.
+// Corners t[3 * corner + axis] of kF triangles relative to the corners of cells `base`. Lanes from `count` on repeat
+// the last.
 template <class Real, class Index>
 void load_near_cells(const Mesh<Real, Index>& mesh, const Grid& grid, const Index* faces, int64_t count, F* t,
                      I* base) {

@@ -10,6 +10,7 @@
 namespace cvc::narrow_band {
 Kernels narrow_band_kernels_wide();
 void narrow_band_bounds(const float* triangles, int n, const float* x, float* by_vertices, float* by_box);
+void narrow_band_spheres(const double* triangles, int n, int size, double band, double* spheres, int32_t* kind);
 }  // namespace cvc::narrow_band
 
 namespace py = pybind11;
@@ -50,10 +51,20 @@ py::tuple bounds(Array<float> triangles, Array<float> x) {
   return py::make_tuple(by_vertices, by_box);
 }
 
+py::tuple spheres(Array<double> triangles, int size, double width) {
+  const int n = static_cast<int>(triangles.shape(0));
+  if (n > FaceSpheres::kFaces) throw py::value_error("too many triangles");
+  Array<double> out({n, 4});
+  Array<int32_t> kind(n);
+  narrow_band_spheres(triangles.data(), n, size, width, out.mutable_data(), kind.mutable_data());
+  return py::make_tuple(out, kind);
+}
+
 }  // namespace
 
 void bind_narrow_band_wide(py::module_& m) {
   m.def("narrow_band_wide", &band<float>);
   m.def("narrow_band_wide", &band<double>);
   m.def("narrow_band_bounds", &bounds);
+  m.def("narrow_band_spheres", &spheres);
 }

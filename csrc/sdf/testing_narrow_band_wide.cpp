@@ -39,4 +39,23 @@ void narrow_band_bounds(const float* triangles, int n, const float* x, float* by
   *by_box = d2;
 }
 
+// Spheres of at most FaceSpheres::kFaces triangles [n, 3, 3] in voxels: centres and radii [n, 4] as they are unpacked,
+// and FaceSpheres::Kind.
+void narrow_band_spheres(const double* triangles, int n, int size, double band, double* spheres, int32_t* kind) {
+  int32_t faces[3 * FaceSpheres::kFaces];
+  for (int i = 0; i < 3 * n; ++i) faces[i] = i;
+  const Mesh<double, int32_t> mesh{triangles, faces, 3 * n, n};
+  FaceSpheres out;
+  measure_spheres<double, int32_t>({mesh, {{0, 0, 0}, 1, {size, size, size}, band}, 4, 0, n, &out});
+  const float corner[3] = {0, 0, 0};
+  for (int i = 0; i < n; ++i) {
+    const uint32_t packed[kF] = {out.packed[i]};
+    const Sphere s = unpack(packed, corner);
+    const float within[3] = {s.x[0], s.y[0], s.z[0]};
+    for (int k = 0; k < 3; ++k) spheres[4 * i + k] = double{kBlock} * out.cell[k][i] + within[k];
+    spheres[4 * i + 3] = s.r[0];
+    kind[i] = out.kind[i];
+  }
+}
+
 }  // namespace cvc::narrow_band
