@@ -182,3 +182,18 @@ def test_one_row_unlike_the_others_is_seen_wherever_it_is(isa, size):
         moved = torch.cat([coords[:row], coords[row + 1 :], coords[row : row + 1]])
         check_unique(rows_of(moved))
         check_unique(rows_of(torch.cat([coords[row:], coords[:row]])))
+
+
+# Below 2^31 cells, at that, and beyond; with one batch and with many.
+@pytest.mark.parametrize(
+    "box", [(1, 90, 80, 70), (3, 90, 80, 70), (1, 2047, 2048, 512), (1, 2048, 2048, 512), (2, 2048, 1024, 1024)]
+)
+def test_numbering_cells_on_every_instruction_set(isa, box):
+    a, b = filled(box, 40_000, 7), filled(box, 35_001, 8)
+    a[::7], a[3::9] = a[1::7][: len(a[::7])], a[5]
+    a[0], b[1] = torch.zeros(4), torch.tensor(box) - 1  # the whole box
+    with words_per_row(4096):
+        for count in (1, 3):
+            with threads(count):
+                assert all(map(torch.equal, ops.voxel_unique(a), ops.voxel_unique(a, backend="reference")))
+                assert all(map(torch.equal, ops.voxel_union(a, b), ops.voxel_union(a, b, backend="reference")))

@@ -3,6 +3,7 @@
 // the box are cut into ranges whose bits fit a core's first cache; each range is worked on by one thread.
 #pragma once
 
+#include "voxels/cell_kernels.h"
 #include "voxels/radix.h"
 #include "voxels/scan.h"
 
@@ -58,6 +59,20 @@ class Box {
     c[0] = static_cast<int32_t>(cell) + low_[0];
   }
 
+  // Writes the voxels of n cells that count from `first` on.
+  void write(uint64_t first, const uint32_t* cells, int64_t n, int32_t* coords) const {
+    if (cells_ < uint64_t{1} << 31) {
+      NarrowBox narrow{{low_[0], low_[1], low_[2], low_[3]}, 0, 0, 0};
+      narrow.line = static_cast<int32_t>(stride_[2]);
+      narrow.plane = static_cast<int32_t>(stride_[1]);
+      narrow.batch = static_cast<int32_t>(stride_[0]);
+      CVC_ISA_PICK(cell_kernels)()->voxels_of(narrow, static_cast<int32_t>(first), cells, n, coords);
+    } else {
+      const Box local = *this;  // its members in registers
+      for (int64_t k = 0; k < n; ++k) local.write(first + cells[k], coords + 4 * k);
+    }
+  }
+
  private:
   // Divides a cell by a length; returns the remainder. Exact, as cell · length < 2^63.
   uint64_t split(uint64_t& cell, int k) const {
@@ -100,14 +115,7 @@ class Bits {
   void set(int64_t cell) const { words_[cell >> 6] |= bit(cell); }
   bool has(int64_t cell) const { return (words_[cell >> 6] & bit(cell)) != 0; }
   // To be called before rank; returns how many bits are set.
-  int64_t number() const {
-    uint32_t sum = 0;
-    for (int64_t w = 0; w < size_; ++w) {
-      before_[w] = sum;
-      sum += static_cast<uint32_t>(__builtin_popcountll(words_[w]));
-    }
-    return sum;
-  }
+  int64_t number() const { return CVC_ISA_PICK(cell_kernels)()->bits_before(words_, size_, before_); }
   // How many bits come before the cell's.
   int64_t rank(int64_t cell) const {
     return before_[cell >> 6] + __builtin_popcountll(words_[cell >> 6] & (bit(cell) - 1));

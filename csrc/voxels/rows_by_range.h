@@ -65,9 +65,9 @@ class RowsByRange {
   template <class Visit>
   void operator()(int64_t range, const Visit& visit) const {
     if (in_place_) {
-      for_rows(range, visit);
+      for_rows<true>(range, visit, [](int64_t) {});
     } else {
-      for_items(range, [&](int64_t item, int64_t row) { visit(item >> kRowBits, row); });
+      for_items<true>(range, [&](int64_t item, int64_t row) { visit(item >> kRowBits, row); });
     }
   }
 
@@ -75,36 +75,42 @@ class RowsByRange {
   // once. The answers are where `out` points to after deliver.
   template <class T, class Answer>
   void answer(int64_t range, T* out, const Answer& answer) const {
-    if (in_place_) {
-      const auto to_absent = [=, absent = static_cast<T>(absent_)](int64_t row) { out[row] = absent; };
-      for_rows(range, [&](int64_t cell, int64_t row) { out[row] = static_cast<T>(answer(cell, row)); }, to_absent);
-    } else {
-      for_items(range, [&](int64_t& item, int64_t row) {
-        item = static_cast<int64_t>(answer(item >> kRowBits, row)) << kRowBits | (item & kRowMask);
-      });
-    }
+    answer_in_order<true>(range, out, answer);
   }
-
-  // Calls visit(answer, row) for the rows of a range, in ascending order, before they are delivered.
-  template <class T, class Visit>
-  void answers(int64_t range, const T* out, const Visit& visit) const {
-    if (in_place_) {
-      for_rows(range, [&](int64_t, int64_t row) { visit(static_cast<int64_t>(out[row]), row); });
-    } else {
-      for_items(range, [&](int64_t item, int64_t row) { visit(item >> kRowBits, row); });
-    }
+  // The same in descending order, which takes a little longer: who keeps the last row that came keeps the lowest.
+  template <class T, class Answer>
+  void answer_backwards(int64_t range, T* out, const Answer& answer) const {
+    answer_in_order<false>(range, out, answer);
   }
 
   template <class T>
   void deliver(T* out) const {
-    if (!in_place_) deliver_items(out, [](int64_t) { return int64_t{0}; });
+    if (in_place_) return;
+    for_each_task(chunks(), [&](int64_t c) {
+      T* const to = out + first_[c];
+      fetch_to_write(to, size_of_chunk(c));
+      for_items_of_chunk(c, [to](int64_t item, int64_t) { to[item & kRowMask] = static_cast<T>(item >> kRowBits); });
+    });
   }
-  // Adds offset(range) to the answers.
-  template <class T, class Offset>
-  void deliver(T* out, const Offset& offset) const {
-    if (!in_place_) return deliver_items(out, offset);
-    for_each_task(ranges_.count, [&](int64_t range) {
-      for_rows(range, [&, add = offset(range)](int64_t, int64_t row) { out[row] += add; });
+  // Adds offsets[range] to the answers; no sum needs more than 32 bits.
+  void deliver(int64_t* out, const std::vector<int64_t>& offsets) const
+    requires kAllInside
+  {
+    const auto widen = CVC_ISA_PICK(cell_kernels)()->widen;
+    if (in_place_) {
+      for_each_task(ranges_.count, [&](int64_t range) {
+        for (int64_t i = first_[range], add = offsets[range]; i < first_[range + 1]; ++i) out[i] += add;
+      });
+      return;
+    }
+    const auto make = [] { return Buffer<uint32_t>(kRowMask); };
+    for_each_task(chunks(), make, [&](int64_t c, const Buffer<uint32_t>& scratch) {
+      uint32_t* const to = scratch.data();
+      const auto put = [to](int64_t item, int64_t add) {
+        to[item & kRowMask] = static_cast<uint32_t>((item >> kRowBits) + add);
+      };
+      for_items_of_chunk(c, put, offsets.data());
+      widen(to, size_of_chunk(c), out + first_[c]);
     });
   }
 
@@ -114,43 +120,61 @@ class RowsByRange {
 
   const uint32_t* ends(size_t chunk) const { return ends_.data() + chunk * (static_cast<size_t>(ranges_.count) + 2); }
 
-  struct Ignore {
-    void operator()(int64_t) const {}
-  };
-  template <class Inside, class Outside = Ignore>
-  void for_rows(int64_t range, const Inside& inside, const Outside& outside = {}) const {
+  int64_t chunks() const { return static_cast<int64_t>(first_.size()); }
+  int64_t size_of_chunk(int64_t c) const { return ends(c)[ranges_.count + 1]; }
+
+  template <bool ascending, class F>
+  static void for_each_between(int64_t begin, int64_t end, const F& f) {
+    if constexpr (ascending) {
+      for (int64_t i = begin; i < end; ++i) f(i);
+    } else {
+      for (int64_t i = end; --i >= begin;) f(i);
+    }
+  }
+
+  template <bool ascending, class Inside, class Outside>
+  void for_rows(int64_t range, const Inside& inside, const Outside& outside) const {
     const Box box = box_;  // its members in registers
-    for (int64_t i = first_[range]; i < first_[range + 1]; ++i)
+    for_each_between<ascending>(first_[range], first_[range + 1], [&](int64_t i) {
       if (kAllInside || box.holds(coords_ + 4 * i)) {
         inside(ranges_.within(box.cell(coords_ + 4 * i)), i);
       } else {
         outside(i);
       }
+    });
   }
 
-  template <class F>
+  template <bool ascending, class F>
   void for_items(int64_t range, const F& f) const {
-    for (size_t c = 0; c < first_.size(); ++c) {
-      const int64_t first = first_[c], end = first + ends(c)[range + 1];
-      int64_t* const items = items_.data();
-      for (int64_t k = first + ends(c)[range]; k < end; ++k) f(items[k], first + (items[k] & kRowMask));
+    int64_t* const items = items_.data();
+    for_each_between<ascending>(0, chunks(), [&](int64_t c) {
+      const int64_t first = first_[c], begin = first + ends(c)[range], end = first + ends(c)[range + 1];
+      for_each_between<ascending>(begin, end, [&](int64_t k) { f(items[k], first + (items[k] & kRowMask)); });
+    });
+  }
+
+  template <bool ascending, class T, class Answer>
+  void answer_in_order(int64_t range, T* out, const Answer& answer) const {
+    if (in_place_) {
+      const auto to_absent = [=, absent = static_cast<T>(absent_)](int64_t row) { out[row] = absent; };
+      for_rows<ascending>(
+          range, [&](int64_t cell, int64_t row) { out[row] = static_cast<T>(answer(cell, row)); }, to_absent);
+    } else {
+      for_items<ascending>(range, [&](int64_t& item, int64_t row) {
+        item = static_cast<int64_t>(answer(item >> kRowBits, row)) << kRowBits | (item & kRowMask);
+      });
     }
   }
 
-  template <class T, class Offset>
-  void deliver_items(T* out, const Offset& offset) const {
-    for_each_task(static_cast<int64_t>(first_.size()), [&](int64_t c) {
-      const uint32_t* const end = ends(c) + 1;
-      const int64_t* const items = items_.data() + first_[c];
-      T* const to = out + first_[c];
-      const int64_t size = end[ranges_.count];
-      fetch_to_write(to, size);
-      int64_t k = 0;
-      for (int64_t range = 0; range < ranges_.count; ++range)
-        for (const int64_t add = offset(range), last = end[range]; k < last; ++k)
-          to[items[k] & kRowMask] = static_cast<T>((items[k] >> kRowBits) + add);
-      for (; k < size; ++k) to[items[k]] = static_cast<T>(absent_);
-    });
+  // Calls f(item, offset of its range) for the items of a chunk; those outside the box come last.
+  template <class F>
+  void for_items_of_chunk(int64_t c, const F& f, const int64_t* offsets = nullptr) const {
+    const uint32_t* const end = ends(c) + 1;
+    const int64_t* const items = items_.data() + first_[c];
+    int64_t k = 0;
+    for (int64_t range = 0; range < ranges_.count; ++range)
+      for (const int64_t add = offsets ? offsets[range] : 0, last = end[range]; k < last; ++k) f(items[k], add);
+    for (const int64_t size = end[ranges_.count]; k < size; ++k) f(items[k] | absent_ << kRowBits, 0);
   }
 
   // Where the rows of each range begin, when they are in order.

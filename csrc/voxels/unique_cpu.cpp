@@ -70,7 +70,7 @@ Distinct merged(const Tensor& like, const uint64_t* keys, const Given& a, const 
 
 // --- by bits ---------------------------------------------------------------------------------------------------------
 
-// Details are those of the first set.
+// Details are those of the only set.
 Distinct in_box(const Tensor& like, const Box& box, const std::vector<Given>& sets, bool details) {
   int64_t n = 0;
   for (const Given& set : sets) n += set.size;
@@ -78,12 +78,12 @@ Distinct in_box(const Tensor& like, const Box& box, const std::vector<Given>& se
   std::vector<RowsByRange<true>> rows;
   for (const Given& set : sets) rows.emplace_back(set.coords, set.size, set.ascending, box, ranges);
 
-  // The cells of the voxels, each range's from first_row on, which leaves room enough.
+  // What is found of the voxels, each range's from first_row on, which leaves room enough.
   std::vector<int64_t> first_row(ranges.count, 0), first_id(ranges.count, 0);
   for (int64_t range = 0; range < ranges.count; ++range)
     for (const RowsByRange<true>& set : rows) first_row[range] += set.size(range);
   running_sums(first_row);
-  Buffer<uint32_t> cells(n);
+  Buffer<uint32_t> cells(n), lowest(details ? n : 0), times(details ? n : 0);
   for_each_task(
       ranges.count, [&] { return BitSpace(ranges); },
       [&](int64_t range, const BitSpace& space) {
@@ -93,6 +93,18 @@ Distinct in_box(const Tensor& like, const Box& box, const std::vector<Given>& se
         first_id[range] = bits.number();
         uint32_t* const own = cells.data() + first_row[range];
         fetch_to_write(own, first_id[range]);
+        if (details) {
+          uint32_t *const row_of = lowest.data() + first_row[range], *const count = times.data() + first_row[range];
+          std::fill_n(count, first_id[range], 0);
+          rows[0].answer_backwards(range, sets[0].index, [=](int64_t cell, int64_t row) {
+            const int64_t rank = bits.rank(cell);
+            own[rank] = static_cast<uint32_t>(cell);
+            row_of[rank] = static_cast<uint32_t>(row);
+            ++count[rank];
+            return rank;
+          });
+          return;
+        }
         for (size_t k = 0; k < sets.size(); ++k)
           rows[k].answer(range, sets[k].index, [bits, own](int64_t cell, int64_t) {
             const int64_t rank = bits.rank(cell);
@@ -104,22 +116,15 @@ Distinct in_box(const Tensor& like, const Box& box, const std::vector<Given>& se
   Distinct out = new_distinct(like, running_sums(first_id), details);
   int32_t* const coords = data_of<int32_t>(out.coords);
   int64_t *const counts = data_of<int64_t>(out.counts), *const first = data_of<int64_t>(out.first);
+  const auto widen = CVC_ISA_PICK(cell_kernels)()->widen;
   for_each_task(ranges.count, [&](int64_t range) {
-    const Box local = box;  // its members in registers
-    const uint32_t* const own = cells.data() + first_row[range];
-    const uint64_t first_cell = ranges.first_cell(range);
-    const int64_t id = first_id[range];
-    for (int64_t k = 0; k < distinct[range]; ++k) local.write(first_cell + own[k], coords + 4 * (id + k));
+    const int64_t from = first_row[range], to = first_id[range];
+    box.write(ranges.first_cell(range), cells.data() + from, distinct[range], coords + 4 * to);
     if (!details) return;
-    std::fill_n(counts + id, distinct[range], 0);
-    std::fill_n(first + id, distinct[range], 0);
-    rows[0].answers(range, sets[0].index, [count = counts + id, lowest = first + id](int64_t rank, int64_t row) {
-      lowest[rank] |= row & -static_cast<int64_t>(count[rank] == 0);  // a branch would be guessed wrong too often
-      ++count[rank];
-    });
+    widen(lowest.data() + from, distinct[range], first + to);
+    widen(times.data() + from, distinct[range], counts + to);
   });
-  for (size_t k = 0; k < sets.size(); ++k)
-    rows[k].deliver(sets[k].index, [&](int64_t range) { return first_id[range]; });
+  for (size_t k = 0; k < sets.size(); ++k) rows[k].deliver(sets[k].index, first_id);
   return out;
 }
 
