@@ -66,43 +66,51 @@ class CellTable {
   uint32_t last_ = 0;
 };
 
+// The sphere of a face, and its cell as numbered in its chunk.
 struct Part {
-  uint32_t packed, face, cell;
+  static constexpr uint32_t kNone = UINT32_MAX, kMany = UINT32_MAX - 1;  // cells of faces without one, with several
+  uint32_t packed, cell;
 };
 
-// Room for one part per face at first, and for the few long triangles that most meshes have: growing takes two copies.
-class Parts {
- public:
-  void reserve(int64_t faces) { parts_ = Buffer<Part>(faces + faces / 32 + 1024); }
-  void add(Part part) {
-    if (size_ == parts_.size()) {
-      Buffer<Part> larger(size_ + size_ / 2 + 1024);
-      if (size_ > 0) std::memcpy(larger.data(), parts_.data(), sizeof(Part) * static_cast<size_t>(size_));
-      parts_ = std::move(larger);
-    }
-    parts_[size_++] = part;
-  }
-  int64_t size() const { return size_; }
-  const Part* begin() const { return parts_.data(); }
-  const Part* end() const { return parts_.data() + size_; }
-
- private:
-  Buffer<Part> parts_;
-  int64_t size_ = 0;
+// One of the spheres of a long triangle.
+struct LongPart {
+  uint32_t packed, cell, face;
 };
 
-// The spheres of a run of faces, in order of their faces.
+// The spheres of a run of faces. Those of long triangles are apart: most meshes have few, and a face is not written
+// down for every sphere.
 struct Chunk {
-  Parts parts;
+  int64_t first_face;
+  Buffer<Part> parts;           // by face
+  std::vector<LongPart> longs;  // in order of their faces
+  int64_t ones = 0;             // faces with one sphere
   CellTable cells;
   std::vector<uint32_t> next;  // of each of its cells: where its next sphere goes
   Status status = Status::ok;
+
+  int64_t size() const { return ones + static_cast<int64_t>(longs.size()); }
+
+  // Calls with (packed, face, cell) of every sphere, in order of the faces.
+  template <class Visit>
+  void each(const Visit& visit) const {
+    auto next_long = longs.begin();
+    for (int64_t i = 0; i < parts.size(); ++i) {
+      const Part& part = parts[i];
+      const uint32_t face = static_cast<uint32_t>(first_face + i);
+      if (part.cell < Part::kMany) {
+        visit(part.packed, face, part.cell);
+      } else if (part.cell == Part::kMany) {
+        for (; next_long != longs.end() && next_long->face == face; ++next_long)
+          visit(next_long->packed, face, next_long->cell);
+      }
+    }
+  }
 };
 
 struct Binning {
   Grid grid;
   double largest_radius;
-  int64_t part_limit;  // spheres per chunk, voxels of the band: more do not fit into this machine's memory
+  int64_t part_limit;  // parts per chunk, voxels of the band: more do not fit into this machine's memory
   double voxel_limit;
 
   // Does a long triangle alone have too many voxels? One within the grid has its area times half the band at least, on
@@ -142,7 +150,7 @@ struct Binning {
   void add(Chunk& chunk, uint32_t face, int64_t batch, Point a, Point b, Point c) const {
     const Bounded t = bounded(a, b, c);
     if (beyond(t, grid.band, grid.size)) return;
-    if (chunk.parts.size() > part_limit) chunk.status = Status::too_large;
+    if (static_cast<int64_t>(chunk.longs.size()) > part_limit) chunk.status = Status::too_large;
     if (chunk.status != Status::ok) return;
     if (t.radius > largest_radius) {
       if (too_large(a, b, c)) {
@@ -164,7 +172,7 @@ struct Binning {
                             static_cast<uint32_t>(std::ceil((t.radius + kCentreError) / kRadiusStep)) << 24;
     const int64_t key =
         cell_key(batch, static_cast<int64_t>(cell[0]), static_cast<int64_t>(cell[1]), static_cast<int64_t>(cell[2]));
-    chunk.parts.add({packed, face, chunk.cells.count(key)});
+    chunk.longs.push_back({packed, chunk.cells.count(key), face});
   }
 };
 
@@ -181,26 +189,32 @@ Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const G
   const int64_t chunk_count = max<int64_t>(1, min(2 * parallel.threads, mesh.face_count / 4096));
   const double bytes = static_cast<double>(memory_bytes());
   const Binning binning{grid, min(radius, 254.5 * kRadiusStep - kCentreError),
-                        static_cast<int64_t>(bytes / 4 / (sizeof(Part) + 8) / static_cast<double>(chunk_count)),
+                        static_cast<int64_t>(bytes / 4 / (sizeof(LongPart) + 8) / static_cast<double>(chunk_count)),
                         bytes / kBytesPerVoxel};
   std::vector<Chunk> chunks(static_cast<size_t>(chunk_count));
   parallel.run(chunk_count, [&](int64_t k) {
     Chunk& chunk = chunks[k];
     const int64_t first = mesh.face_count * k / chunk_count, last = mesh.face_count * (k + 1) / chunk_count;
-    chunk.parts.reserve(last - first);
+    chunk.first_face = first;
+    chunk.parts = Buffer<Part>(last - first);
     FaceSpheres spheres;
     for (int64_t f = first; f < last; f += FaceSpheres::kFaces) {
       const int64_t count = min<int64_t>(last - f, FaceSpheres::kFaces);
       kernel({mesh, grid, binning.largest_radius, f, count, &spheres});
       for (int64_t i = 0; i < count; ++i) {
         const int64_t batch = face_batch ? face_batch[f + i] : 0;
+        Part& part = chunk.parts[f + i - first];
         if (batch < 0 || batch >= kLargestBatch) {
           chunk.status = Status::bad_batch;
-        } else if (spheres.kind[i] == FaceSpheres::kOther) {
-          binning.add(chunk, mesh, f + i, batch);
         } else if (spheres.kind[i] == FaceSpheres::kOne) {
           const int64_t key = cell_key(batch, spheres.cell[0][i], spheres.cell[1][i], spheres.cell[2][i]);
-          chunk.parts.add({spheres.packed[i], static_cast<uint32_t>(f + i), chunk.cells.count(key)});
+          part = {spheres.packed[i], chunk.cells.count(key)};
+          ++chunk.ones;
+        } else if (spheres.kind[i] == FaceSpheres::kOther) {
+          part = {0, Part::kMany};
+          binning.add(chunk, mesh, f + i, batch);
+        } else {
+          part = {0, Part::kNone};
         }
         if (chunk.status != Status::ok) return;
       }
@@ -209,7 +223,7 @@ Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const G
   int64_t total = 0;
   for (const Chunk& chunk : chunks) {
     if (chunk.status != Status::ok) bins.status = chunk.status;
-    total += chunk.parts.size();
+    total += chunk.size();
   }
   if (total >= int64_t{UINT32_MAX} - 16) bins.status = Status::too_large;
   if (bins.status != Status::ok) return bins;
@@ -249,11 +263,11 @@ Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const G
   for (int64_t i = total; i < total + 16; ++i) bins.packed[i] = bins.face[i] = 0;
   parallel.run(chunk_count, [&](int64_t k) {
     Chunk& chunk = chunks[k];
-    for (const Part& part : chunk.parts) {
-      const uint32_t to = chunk.next[part.cell]++;
-      bins.packed[to] = part.packed;
-      bins.face[to] = part.face;
-    }
+    chunk.each([&](uint32_t packed, uint32_t face, uint32_t cell) {
+      const uint32_t to = chunk.next[cell]++;
+      bins.packed[to] = packed;
+      bins.face[to] = face;
+    });
   });
   return bins;
 }
