@@ -8,9 +8,9 @@
 
 #include "voxels/deal.h"
 #include "voxels/fill.h"
+#include "voxels/join.h"
 #include "voxels/keys.h"
 #include "voxels/tasks.h"
-#include "voxels/vector16.h"
 
 namespace cvc::voxels {
 namespace {
@@ -107,62 +107,6 @@ std::tuple<Tensor, int64_t> invert_index(Tensor index, int64_t rows) {
 // one row, and sums do not depend on the threads. Blocks of rows know the range of their indices, so that a map that
 // is almost in order (that of `downsample`) is read once; for a scattered one, rows are first dealt out to the tasks.
 
-enum class Reduction : int64_t { sum = 0, mean = 1, max = 2 };
-
-template <class T>
-void start_rows(T* out, int64_t count, Reduction reduction, bool include_self) {
-  const T first = reduction == Reduction::max && !include_self ? -std::numeric_limits<T>::infinity() : T(0);
-  for (int64_t i = 0; i < count; ++i) out[i] = first;
-}
-
-template <bool kMax, class V>
-V join(V out, V row) {
-  if constexpr (kMax) {
-    return (row > out) | (row != row) ? row : out;
-  } else {
-    return out + row;
-  }
-}
-
-template <bool kMax, int64_t kVectors, class T>
-void join_vectors(const T* row, T* out) {
-  using V = Vector16<T>;
-  for (int64_t k = 0; k < kVectors; ++k)
-    V::store(join<kMax>(V::load(out + V::kLanes * k), V::load(row + V::kLanes * k)), out + V::kLanes * k);
-}
-
-template <bool kMax, class T>
-void join_row(const T* row, int64_t channels, T* out) {
-  constexpr int64_t kLanes = Vector16<T>::kLanes;
-  int64_t c = 0;
-  for (; c + 8 * kLanes <= channels; c += 8 * kLanes) join_vectors<kMax, 8>(row + c, out + c);
-  for (; c + 2 * kLanes <= channels; c += 2 * kLanes) join_vectors<kMax, 2>(row + c, out + c);
-  for (; c + kLanes <= channels; c += kLanes) join_vectors<kMax, 1>(row + c, out + c);
-  for (; c < channels; ++c) {
-    if constexpr (kMax) {
-      out[c] = row[c] > out[c] || row[c] != row[c] ? row[c] : out[c];
-    } else {
-      out[c] += row[c];
-    }
-  }
-}
-
-template <class T>
-void finish_row(T* out, int64_t channels, Reduction reduction, int64_t count, bool include_self) {
-  if (count == 0) {
-    for (int64_t c = 0; c < channels; ++c) out[c] = 0;
-  } else if (reduction == Reduction::mean) {
-    const int64_t divisor = count + include_self;
-    if (divisor == 1) return;
-    if ((divisor & (divisor - 1)) == 0) {  // exactly the quotient, without the divider
-      const T inverse = T(1) / static_cast<T>(divisor);
-      for (int64_t c = 0; c < channels; ++c) out[c] *= inverse;
-    } else {
-      for (int64_t c = 0; c < channels; ++c) out[c] /= static_cast<T>(divisor);
-    }
-  }
-}
-
 constexpr int64_t kBlock = 2048;
 
 struct IndexBlocks {
@@ -213,9 +157,10 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
     } else {
       each(begin, end, [=](int64_t row) { join(std::false_type(), row); });
     }
-    if (reduction == Reduction::sum) return;
-    for (int64_t i = 0; i < end - begin; ++i)
-      finish_row(out + (begin + i) * channels, channels, reduction, counts[i], include_self);
+    for (int64_t i = begin; i < end; ++i) {
+      T* const row = out + i * channels;
+      finish_row(row, channels, reduction, counts[i - begin], include_self, row);
+    }
   };
 
   // How many rows would be read if every task went through all blocks that may concern it?
@@ -257,6 +202,8 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
   return true;
 }
 
+}  // namespace
+
 std::tuple<Tensor, bool> reduce_features(Tensor feats, Tensor index, int64_t num_rows, int64_t reduction,
                                          bool include_self) {
   Tensor out = new_tensor(feats, {num_rows, feats.size(1)}, feats.scalar_type());
@@ -268,7 +215,6 @@ std::tuple<Tensor, bool> reduce_features(Tensor feats, Tensor index, int64_t num
   return {out, ok};
 }
 
-}  // namespace
 }  // namespace cvc::voxels
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cvctoolkit_native, m) {

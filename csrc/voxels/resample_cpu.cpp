@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "voxels/ascending.h"
+#include "voxels/coarsen.h"
 
 namespace cvc::voxels {
 namespace {
@@ -20,14 +21,6 @@ uint32_t y_of(uint64_t key) { return key >> 16 & 0xFFFF; }
 uint32_t z_of(uint64_t key) { return key & 0xFFFF; }
 
 // --- coarsen ---------------------------------------------------------------------------------------------------------
-
-// Division by a number known late, without the divider: exact for 16-bit numerators.
-struct Divider {
-  explicit Divider(int64_t d) : value(static_cast<uint32_t>(d)), magic((uint64_t{1} << 32) / value + 1) {}
-  uint32_t operator()(uint32_t n) const { return value == 1 ? n : static_cast<uint32_t>(n * magic >> 32); }
-  uint32_t value;
-  uint64_t magic;
-};
 
 // The coarse voxels that a task finds, at most one for each given one.
 struct Parents {
@@ -122,10 +115,12 @@ class Coarsener {
   std::vector<Range> planes_, runs_;
 };
 
-std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_coarsen(Tensor coords, int64_t fx, int64_t fy, int64_t fz) {
+}  // namespace
+
+std::tuple<Coarse, int64_t> coarsen_by_lines(const Tensor& coords, int64_t fx, int64_t fy, int64_t fz) {
   const Ascending voxels(coords);
   const Tensor nothing = torch::stable::new_empty(coords, {0}, ScalarType::Long);
-  if (voxels.faults) return {nothing, nothing, nothing, voxels.faults};
+  if (voxels.faults) return {Coarse{nothing, nothing, nothing}, voxels.faults};
   const std::vector<int64_t> ends = group_ranges(voxels, [&](uint64_t key) {
     return key >> 48 << 48 | uint64_t{x_of(key) / static_cast<uint32_t>(fx) * static_cast<uint32_t>(fx)} << 32;
   });
@@ -153,8 +148,10 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_coarsen(Tensor coords, int64_t
     if (first[t] > 0)
       for (int64_t i = ends[t]; i < ends[t + 1]; ++i) place[voxels.row(i)] += first[t];
   });
-  return {coarse, inverse, counts, 0};
+  return {Coarse{coarse, inverse, counts}, 0};
 }
+
+namespace {
 
 // --- children --------------------------------------------------------------------------------------------------------
 
@@ -248,12 +245,10 @@ Tensor voxel_child_slots(Tensor coords, Tensor coarse_row, int64_t fx, int64_t f
 }  // namespace cvc::voxels
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cvctoolkit_native, m) {
-  m.def("voxel_coarsen(Tensor coords, int fx, int fy, int fz) -> (Tensor, Tensor, Tensor, int)");
   m.def("voxel_children(Tensor coords, Tensor? mask) -> (Tensor, Tensor, bool)");
   m.def("voxel_child_slots(Tensor coords, Tensor coarse_row, int fx, int fy, int fz) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(cvctoolkit_native, CPU, m) {
-  m.impl("voxel_coarsen", TORCH_BOX(&cvc::voxels::voxel_coarsen));
   m.impl("voxel_children", TORCH_BOX(&cvc::voxels::voxel_children));
   m.impl("voxel_child_slots", TORCH_BOX(&cvc::voxels::voxel_child_slots));
 }

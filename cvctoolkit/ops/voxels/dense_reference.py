@@ -71,7 +71,7 @@ def row_counts(index: Tensor, num_rows: int) -> Tensor:
 
 def max_backward(grad: Tensor, feats: Tensor, index: Tensor, out: Tensor, include_self: bool) -> Tensor:
     """The gradient of the maximum goes to the lowest row that attains it; to none where the initial zero does."""
-    num_rows = len(out)
+    num_rows = out.shape[0]
     rows = torch.arange(len(feats), device=feats.device)[:, None].expand_as(feats)
     place = torch.where((index < 0) | (index >= num_rows), num_rows, index).long()
     pad = out.new_zeros(1, out.shape[1])

@@ -75,29 +75,34 @@ def _reduce_reference(feats: Tensor, index: Tensor, num_rows: int, reduction: in
     return reference.reduce_features(feats, index, num_rows, reduction, include_self)
 
 
-def _only_float32_64(feats: Tensor, *_: Any) -> Iterable[str]:
+def only_float32_64(feats: Tensor, *_: Any) -> Iterable[str]:
+    """Half precision is the reference's."""
     if feats.dtype not in _checks.FLOAT32_64:
         yield f"needs float32 or float64 features, got {feats.dtype}"
 
 
-def _reduce_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    feats, index, num_rows, reduction, include_self, _ = inputs
-    ctx.about = num_rows, _REDUCTIONS[reduction], include_self
+def save_reduction(ctx: Any, feats: Tensor, index: Tensor, output: Tensor, reduction: int, include_self: bool) -> None:
+    """What `reduction_backward` needs."""
+    ctx.about = output.shape[0], _REDUCTIONS[reduction], include_self
     ctx.save_for_backward(index, *([feats, output] if ctx.about[1] == "max" else []))
 
 
-def _reduce_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def reduction_backward(ctx: Any, grad: Tensor) -> Tensor:
+    """The gradient for the features that were reduced."""
     index, *values = ctx.saved_tensors
     num_rows, name, include_self = ctx.about
     if name == "max":
         feats, out = (v.detach() for v in values)
-        found = reference.max_backward(grad, feats, index, out, include_self)
-    else:
-        if name == "mean":
-            counts = reference.row_counts(index, num_rows) + int(include_self)
-            grad = (grad / counts.clamp_min(1)[:, None]).to(grad.dtype)
-        found = _gather(grad.contiguous(), index, 0.0)
-    return found, None, None, None, None
+        return reference.max_backward(grad, feats, index, out, include_self)
+    if name == "mean":
+        counts = reference.row_counts(index, num_rows) + int(include_self)
+        grad = (grad / counts.clamp_min(1)[:, None]).to(grad.dtype)
+    return _gather(grad.contiguous(), index, 0.0)
+
+
+def _reduce_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    feats, index, _, reduction, include_self, _ = inputs
+    save_reduction(ctx, feats, index, output, reduction, include_self)
 
 
 _reduce = define_op(
@@ -105,9 +110,9 @@ _reduce = define_op(
     "(Tensor feats, Tensor index, SymInt num_rows, int reduction, bool include_self) -> Tensor",
     fake=lambda feats, index, num_rows, *_: feats.new_empty(num_rows, feats.shape[1]),
     reference=_reduce_reference,
-    native=Backend(_reduce_native, _only_float32_64, kernels=("reduce_features",)),
+    native=Backend(_reduce_native, only_float32_64, kernels=("reduce_features",)),
     setup_context=_reduce_context,
-    backward=_reduce_backward,
+    backward=lambda ctx, grad: (reduction_backward(ctx, grad), None, None, None, None),
 )
 
 

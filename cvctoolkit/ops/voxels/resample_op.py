@@ -12,10 +12,18 @@ from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
 from cvctoolkit._library import define_op, dynamic_sizes
 from cvctoolkit._native import kernels as _native
+from cvctoolkit.ops.voxels import dense_reference
 from cvctoolkit.ops.voxels import resample_reference as reference
 from cvctoolkit.ops.voxels.conventions import MAX_COORD, checked_coords, raise_faults
 from cvctoolkit.ops.voxels.dense_op import checked_feats
-from cvctoolkit.ops.voxels.features_op import gather_features, reduce_features, scatter_rows
+from cvctoolkit.ops.voxels.features_op import (
+    gather_features,
+    only_float32_64,
+    reduce_features,
+    reduction_backward,
+    save_reduction,
+    scatter_rows,
+)
 from cvctoolkit.ops.voxels.order_reference import in_range
 
 
@@ -77,6 +85,49 @@ _coarsen = define_op(
     fake=_fake_coarsen,
     reference=_coarsen_reference,
     native=Backend(_coarsen_native, kernels=("voxel_coarsen",)),
+)
+
+
+def _downsample_native(
+    feats: Tensor, coords: Tensor, factor: list[int], reduction: int, include_self: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if coords.device.type != "cpu":
+        coarse, inverse, counts = _coarsen_native(coords, factor, "downsample")
+        out, _ = _native.reduce_features(feats, inverse, coarse.shape[0], reduction, include_self)
+        return out, coarse, inverse, counts
+    coarse, out, inverse, counts, faults = _native.voxel_downsample(coords, feats, *factor, reduction, include_self)
+    raise_faults("downsample", faults, "coords")
+    return out, coarse, inverse, counts
+
+
+def _downsample_reference(
+    feats: Tensor, coords: Tensor, factor: list[int], reduction: int, include_self: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    coarse, inverse, counts = _coarsen_reference(coords, factor, "downsample")
+    out = dense_reference.reduce_features(feats, inverse, coarse.shape[0], reduction, include_self)
+    return out, coarse, inverse, counts
+
+
+def _fake_downsample(feats: Tensor, coords: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    coarse, inverse, counts = _fake_coarsen(coords)
+    return feats.new_empty(coarse.shape[0], feats.shape[1]), coarse, inverse, counts
+
+
+def _downsample_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    feats, _, _, reduction, include_self, _ = inputs
+    out, coarse, inverse, counts = output
+    ctx.mark_non_differentiable(coarse, inverse, counts)
+    save_reduction(ctx, feats, inverse, out, reduction, include_self)
+
+
+_downsample = define_op(
+    "downsample",
+    "(Tensor feats, Tensor coords, int[] factor, int reduction, bool include_self) -> (Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake_downsample,
+    reference=_downsample_reference,
+    native=Backend(_downsample_native, only_float32_64, kernels=("voxel_coarsen", "reduce_features")),
+    setup_context=_downsample_context,
+    backward=lambda ctx, grad, *_: (reduction_backward(ctx, grad), None, None, None, None),
 )
 
 
@@ -172,17 +223,24 @@ def downsample(
     _checks.choice(op, "reduce", reduce, ("mean", "max", "sum"))
     if feats is not None:
         feats = checked_feats(op, feats, coords)
+    if feats is None:
+        coarse, inverse, counts = _coarsen(coords, factors, op, backend=backend)
+        return Downsampled(coarse, None, inverse, counts)
+    if feats.dtype in _checks.FLOAT32_64:
+        reduction = dense_reference.REDUCTIONS.index(reduce)
+        feats, *found = _downsample(feats, coords, factors, reduction, bool(include_self), backend=backend)
+        return Downsampled(found[0], feats, *found[1:])
+    # Half precision has kernels for the coordinates only: a wish for native ones is one for those.
     coarse, inverse, counts = _coarsen(coords, factors, op, backend=backend)
-    if feats is not None:
-        feats = reduce_features(
-            feats, inverse, coarse.shape[0], reduce=reduce, include_self=include_self, backend=_for(backend, feats)
-        )
+    feats = reduce_features(
+        feats,
+        inverse,
+        coarse.shape[0],
+        reduce=reduce,
+        include_self=include_self,
+        backend=None if backend == "native" else backend,
+    )
     return Downsampled(coarse, feats, inverse, counts)
-
-
-def _for(backend: str | None, feats: Tensor) -> str | None:
-    """An explicit wish for kernels that half precision does not have is one for those of the coordinates only."""
-    return None if backend == "native" and feats.dtype not in _checks.FLOAT32_64 else backend
 
 
 def subdivide(coords: Tensor, feats: Tensor | None = None, *, backend: str | None = None) -> Upsampled:

@@ -1,0 +1,159 @@
+"""Downsampling in one go (slabs of bits, sums that stay in cache) against the specification and against sorting."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from cvctoolkit import _native
+from cvctoolkit.ops import downsample, voxel_unique
+from cvctoolkit.ops.voxels.dense_samples import distinct
+from tests.voxel_sets import words_per_row
+
+REDUCTIONS = [(name, own) for name in ("mean", "sum", "max") for own in (False, True)]
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(seed, *shape, dtype=torch.float32):
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
+def shell(size, origin=0):
+    """A sphere's surface, a few voxels thick: short runs along z, as in a narrow band."""
+    axis = torch.arange(size)
+    distance = sum((axis - size / 2).square().view([-1 if k == d else 1 for k in range(3)]) for d in range(3)).sqrt()
+    coords = ((distance - 0.4 * size).abs() < 2).nonzero() + origin
+    return torch.cat([torch.zeros_like(coords[:, :1]), coords], 1).int()
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7)) if a.is_floating_point() else torch.equal(a, b)
+
+
+def assert_specified(coords, feats, **options):
+    """Indices of the specification, features within rounding of it, and the bits that sorting finds."""
+    found = downsample(coords, feats, **options)
+    with words_per_row(0):
+        assert_same(found, downsample(coords, feats, **options))
+    expected = downsample(coords, feats.double(), backend="reference", **options)
+    assert_same([found.coords, found.inverse, found.counts], [expected.coords, expected.inverse, expected.counts])
+    assert found.feats.dtype == feats.dtype
+    bound = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 2e-6, torch.float64: 1e-14}[feats.dtype]
+    torch.testing.assert_close(found.feats.double(), expected.feats, rtol=bound, atol=4 * bound)
+
+
+@given(
+    st.integers(0, 2**16),
+    st.sampled_from([(1, 1, 1), (2, 9, 7, 5), (3, 1, 30, 131), (1, 17, 2, 64), (2, 40, 1, 3)]),
+    st.sampled_from([0.02, 0.4, 1.0]),
+    st.sampled_from([1, 2, 3, 4, 7, (1, 2, 3), (5, 1, 1), (3, 4, 1), 65536]),
+    st.sampled_from(REDUCTIONS),
+    st.sampled_from([0, 1, 3, 16, 37]),
+    st.sampled_from(["in order", "in order, repeated", "any order"]),
+)
+@settings(max_examples=60)
+def test_values_and_indices(seed, shape, share, factor, reduction, channels, order):
+    shape = shape if len(shape) == 4 else (1, *shape)
+    count = int(share * torch.tensor(shape).prod())
+    coords = distinct(generator(seed), count, shape, ordered=order != "any order")
+    if order == "in order, repeated":
+        coords = coords.repeat_interleave(torch.randint(1, 4, (count,), generator=generator(seed)), 0)
+    feats = normal(seed, len(coords), channels)
+    assert_specified(coords, feats, factor=factor, reduce=reduction[0], include_self=reduction[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("reduce", "include_self"), REDUCTIONS)
+def test_every_dtype_over_many_slabs(dtype, reduce, include_self):
+    coords = shell(48, origin=1)  # a box that begins within a parent
+    feats = normal(1, len(coords), 5, dtype=dtype)
+    assert_specified(coords, feats, reduce=reduce, include_self=include_self)
+
+
+@pytest.mark.parametrize("factor", [2, 3, (2, 1, 4)])
+def test_many_parents_on_a_line(factor):
+    """More parents on a line than sums are kept at once, and more rows of a plane than are joined at once."""
+    coords = torch.cartesian_prod(torch.tensor([0]), torch.arange(4), torch.arange(3), torch.arange(1200)).int()
+    assert_specified(coords, normal(2, len(coords), 150), factor=factor)
+
+
+def test_a_result_that_no_cache_keeps():
+    coords = torch.cartesian_prod(torch.tensor([0, 3]), torch.arange(40), torch.arange(60), torch.arange(64)).int()
+    coords = coords[torch.rand(len(coords), generator=generator(5)) < 0.7]
+    feats = normal(3, len(coords), 64)
+    assert downsample(coords, feats, (1, 1, 2)).feats.nbytes > 8 << 20
+    for part in (feats, feats[:, :60].contiguous()):  # rows of whole cache lines, and others
+        found = downsample(coords, part, (1, 1, 2))
+        with words_per_row(0):
+            assert_same(found, downsample(coords, part, (1, 1, 2)))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("channels", [1, 7, 32])
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+def test_neither_threads_nor_instruction_sets_change_a_bit(isa, channels, reduce):
+    coords, results = shell(80), []
+    feats = normal(4, len(coords), channels)
+    with words_per_row(0):
+        results.append(downsample(coords, feats, reduce=reduce))
+    with _native.restricted_isa(isa):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(downsample(coords, feats, reduce=reduce))
+    torch.set_num_threads(1)
+    for others in results[1:]:
+        assert_same(others, results[0])
+
+
+def test_maxima_of_nan_infinity_and_equals():
+    coords = torch.tensor([[0, 0, 0, z] for z in range(8)], dtype=torch.int32)
+    nan, inf = float("nan"), float("inf")
+    feats = torch.tensor([[nan, 1.0, -inf, 2.0, 2.0, 2.0, -1.0, nan], [1.0, nan, -inf, -inf, -3.0, -3.0, inf, -inf]]).T
+    found = downsample(coords, feats.contiguous(), reduce="max").feats
+    assert_same([found], [torch.tensor([[nan, nan], [2.0, -inf], [2.0, -3.0], [nan, inf]])])
+    found = downsample(coords, feats.contiguous(), reduce="max", include_self=True).feats
+    assert_same([found], [torch.tensor([[nan, nan], [2.0, 0.0], [2.0, 0.0], [nan, inf]])])
+
+
+def test_one_parity():
+    coords = shell(40) * torch.tensor([1, 2, 2, 2], dtype=torch.int32)
+    feats = normal(5, len(coords), 3)
+    found = downsample(coords + torch.tensor([0, 1, 0, 1], dtype=torch.int32), feats)
+    assert torch.equal(found.feats, feats) and torch.equal(found.inverse, torch.arange(len(coords)))
+
+
+def test_disorder_far_behind_the_first_rows():
+    coords = shell(64)
+    feats = normal(6, len(coords), 4)
+    for swap in ([5000, 5001], [len(coords) - 1, 0], [3, len(coords) // 2]):
+        mixed = coords.clone()
+        mixed[swap] = coords[swap[::-1]]
+        assert_specified(mixed, feats)
+        assert_specified(mixed, feats, factor=65536)
+    for row in ([0, 70000, 0, 0], [0, 0, -1, 0], [-1, 0, 0, 0], [40000, 0, 0, 0]):
+        wrong = coords.clone()
+        wrong[9000] = torch.tensor(row)
+        for given_feats in (None, feats):
+            with pytest.raises(ValueError, match=r"downsample: coords"):
+                downsample(wrong, given_feats)
+
+
+def test_far_apart():
+    """Boxes that are nearly empty: bits would take more memory than the voxels."""
+    coords = torch.randint(0, 65536, (20000, 4), generator=generator(7)) * torch.tensor([0, 1, 1, 1])
+    coords = voxel_unique(coords.int()).coords
+    assert_specified(coords, normal(7, len(coords), 2), factor=2)
+    assert_specified(coords, normal(7, len(coords), 2), factor=(4096, 4096, 16))
+    # Dense in one slab, far apart in another.
+    both = torch.cat([shell(40), coords + torch.tensor([1, 0, 0, 0], dtype=torch.int32)])
+    assert_specified(both, normal(8, len(both), 2))
+
+
+def test_slabs_of_many_planes():
+    coords = torch.cat([shell(64), shell(64, origin=300) + torch.tensor([1, 0, 0, 0], dtype=torch.int32)])
+    for factor in ((64, 1, 1), (65536, 3, 1), (1, 65536, 65536)):
+        assert_specified(coords, normal(9, len(coords), 6), factor=factor)
