@@ -183,6 +183,22 @@ def test_the_thread_count_does_not_change_sums():
             assert all(torch.equal(a, b) for a, b in zip(results[0], others))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_many_voxels_of_volumes_that_begin_within_a_cache_line(dtype, ordered, channels):
+    shape = (3, 31, 29, 37)
+    coords = some_voxels(5, shape, 0.6, ordered)
+    dense = torch.randn(shape[0], channels, *shape[1:], generator=generator(6)).to(dtype)
+    b, x, y, z = coords.long().unbind(1)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        for count in (len(coords), 513, 512, 511, 3):
+            found = from_dense(dense, coords[:count], assume_unique=True)
+            assert torch.equal(found, dense[b, :, x, y, z][:count])
+    torch.set_num_threads(1)
+
+
 def test_half_precision_accumulates_in_float32():
     feats = torch.full((5000, 1), 0.1, dtype=torch.float16)
     found = reduce_features(feats, torch.zeros(5000, dtype=torch.int64), 1, reduce="sum")

@@ -225,28 +225,59 @@ void scatter_any(const T* feats, const int64_t* cells, int64_t n, int64_t channe
   });
 }
 
-// A channel's cells lie all over its volume, a few to a line of the cache: they are asked for long before they are
-// read.
+// Some voxels: where the first channel of each is, and the lines of the cache that these lie in.
+template <class T>
+struct Places {
+  static constexpr int64_t kMost = 512;
+
+  void find(const T* dense, const int64_t* cells, int64_t n, int64_t channels, int64_t size) {
+    count = std::min(kMost, n);
+    lines = 0;
+    uintptr_t before = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      if (static_cast<uint64_t>(cells[i] - first_) >= static_cast<uint64_t>(size)) first_ = cells[i] / size * size;
+      place[i] = line[lines] = dense + first_ * channels + (cells[i] - first_);
+      const uintptr_t own = reinterpret_cast<uintptr_t>(place[i]) / 64;
+      lines += own != before;  // else the next one takes its place
+      before = own;
+    }
+  }
+  // Into the second level: it waits for more lines at a time than the first.
+  void fetch(int64_t k, int64_t offset) const { __builtin_prefetch(line[k] + offset, 0, 2); }
+
+  const T *place[kMost], *line[kMost];
+  int64_t count, lines;
+
+ private:
+  int64_t first_ = 0;  // cell of the volume that the last voxel was in
+};
+
+// A channel's cells lie all over its volume, a few to a line of the cache: while some voxels are read, the lines of the
+// next ones are fetched, channel by channel.
 template <class T>
 void gather_cells(const T* dense, const int64_t* cells, int64_t n, int64_t channels, const Volume& volume, T* out) {
+  constexpr int64_t kStep = 4;
   const int64_t size = volume.cells();
-  constexpr int64_t kRows = 512, kAhead = 64;
   for_each_range(n, [&](int64_t begin, int64_t end) {
-    const T* place[kRows + kAhead];
-    int64_t first = 0;  // cell of the volume that the last voxel was in
-    for (int64_t from = begin; from < end; from += kRows) {
-      const int64_t count = std::min(kRows, end - from), seen = std::min(kRows + kAhead, end - from);
-      for (int64_t i = 0; i < seen; ++i) {
-        const int64_t cell = cells[from + i];
-        if (static_cast<uint64_t>(cell - first) >= static_cast<uint64_t>(size)) first = cell / size * size;
-        place[i] = dense + first * channels + (cell - first);
-      }
-      std::fill(place + seen, place + kRows + kAhead, place[seen - 1]);
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t i = 0; i < count; ++i) {
-          __builtin_prefetch(place[i + kAhead] + c * size);
-          out[(from + i) * channels + c] = place[i][c * size];
+    Places<T> places[2];
+    places[0].find(dense, cells + begin, end - begin, channels, size);
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t k = 0; k < places[0].lines; ++k) places[0].fetch(k, c * size);
+    for (int64_t from = begin, turn = 0; from < end; ++turn) {
+      const Places<T>& now = places[turn % 2];
+      Places<T>& next = places[1 - turn % 2];
+      const int64_t after = from + now.count;
+      next.find(dense, cells + after, end - after, channels, size);
+      const int64_t fetches = (next.lines * kStep + now.count - 1) / now.count;  // a step
+      for (int64_t c = 0; c < channels; ++c) {
+        T* const to = out + from * channels + c;
+        int64_t k = 0;
+        for (int64_t i = 0; i < now.count; i += kStep) {
+          for (const int64_t last = std::min(k + fetches, next.lines); k < last; ++k) next.fetch(k, c * size);
+          for (int64_t j = i; j < std::min(i + kStep, now.count); ++j) to[j * channels] = now.place[j][c * size];
         }
+      }
+      from = after;
     }
   });
 }
