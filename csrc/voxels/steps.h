@@ -13,7 +13,8 @@ inline int64_t count_fresh(const uint8_t* begin, const uint8_t* end) {
   return count;
 }
 
-// A merge on its way.
+// A merge on its way, of lists that may repeat keys, or of lists without, whose steps are all fresh.
+template <bool kRepeats>
 struct Merge {
   const uint64_t *a, *a_end, *b, *b_end;
   uint8_t* steps;
@@ -22,9 +23,9 @@ struct Merge {
   // So many steps may be made without a look at the ends.
   int64_t safe_steps() const { return min(a_end - a, b_end - b); }
   void step() {
-    const uint64_t key_a = *a, key_b = *b, key = min(key_a, key_b);
-    const bool of_a = key_a == key, of_b = key_b == key;
-    take(key, of_a * kOfFirst | of_b * kOfSecond);
+    const uint64_t key_a = *a, key_b = *b;
+    const bool of_a = key_a <= key_b, of_b = key_b <= key_a;
+    take(kRepeats ? min(key_a, key_b) : 0, of_a * kOfFirst | of_b * kOfSecond);
     a += of_a;
     b += of_b;
   }
@@ -37,14 +38,15 @@ struct Merge {
 
  private:
   void take(uint64_t key, int from) {
-    *steps++ = static_cast<uint8_t>(from | (key != before) * kFresh);
-    before = key;
+    *steps++ = static_cast<uint8_t>(from | (!kRepeats || key != before) * kFresh);
+    if (kRepeats) before = key;
   }
 };
 
 // Two at once: a step waits for the one before it, but not for those of the other merge.
-inline void finish_both(Merge& x, Merge& y) {
-  Merge p = x, q = y;  // in registers
+template <bool kRepeats>
+void finish_both(Merge<kRepeats>& x, Merge<kRepeats>& y) {
+  Merge<kRepeats> p = x, q = y;  // in registers
   for (int64_t n; (n = min(p.safe_steps(), q.safe_steps())) > 0;)
     for (int64_t k = 0; k < n; ++k) {
       p.step();

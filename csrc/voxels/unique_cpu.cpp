@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <tuple>
+#include <type_traits>
 
 #include "common/isa.h"
 #include "voxels/rows_by_range.h"
@@ -34,24 +35,32 @@ Distinct new_distinct(const Tensor& like, int64_t n, bool details) {
 
 // --- by a merge ------------------------------------------------------------------------------------------------------
 
-// Of two sets in order.
-Distinct merged(const Tensor& like, const uint64_t* keys, const Given& a, const Given& b, bool details) {
+// Of two sets in order; `repeats` tells whether either may repeat voxels.
+Distinct merged(const Tensor& like, const uint64_t* keys, const Given& a, const Given& b, bool repeats, bool details) {
   const Plain table_a{keys + a.begin, a.size}, table_b{keys + b.begin, b.size};
   const std::vector<Cut> cuts = cut(table_a, table_b);
   const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
   Buffer<uint8_t> steps(a.size + b.size);
   std::vector<int64_t> first_id(parts + 1, 0);
   const auto first_step = [&](int64_t p) { return steps.data() + cuts[p].i + cuts[p].j; };
-  std::vector<Merge> merges;
-  for (int64_t p = 0; p < parts; ++p)
-    merges.push_back({table_a.keys + cuts[p].i, table_a.keys + cuts[p + 1].i, table_b.keys + cuts[p].j,
-                      table_b.keys + cuts[p + 1].j, first_step(p)});
-  for_each_task((parts + 1) / 2, [&](int64_t t) {
-    Merge none{};
-    const bool two = 2 * t + 1 < parts;
-    finish_both(merges[2 * t], two ? merges[2 * t + 1] : none);
-    for (int64_t p = 2 * t; p <= 2 * t + two; ++p) first_id[p] = count_fresh(first_step(p), merges[p].steps);
-  });
+  const auto find_steps = [&](auto with_repeats) {
+    for_each_task((parts + 1) / 2, [&](int64_t t) {
+      Merge<decltype(with_repeats)::value> merges[2] = {};
+      const int64_t first = 2 * t, count = min<int64_t>(2, parts - first);
+      for (int64_t k = 0; k < count; ++k) {
+        const Cut &begin = cuts[first + k], &end = cuts[first + k + 1];
+        merges[k] = {table_a.keys + begin.i, table_a.keys + end.i, table_b.keys + begin.j, table_b.keys + end.j,
+                     first_step(first + k)};
+      }
+      finish_both(merges[0], merges[1]);
+      for (int64_t k = 0; k < count; ++k) first_id[first + k] = count_fresh(first_step(first + k), merges[k].steps);
+    });
+  };
+  if (repeats) {
+    find_steps(std::true_type());
+  } else {
+    find_steps(std::false_type());
+  }
   Distinct out = new_distinct(like, running_sums(first_id), details);
   const Merged merged{table_a.keys,
                       table_b.keys,
@@ -188,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t> voxel_unique(Tensor coords) 
   if (two_runs) {
     const int64_t half = scan.descent;
     found = merged(coords, rows.keys.data(), {from, 0, half, true, to},
-                   {from + 4 * half, half, rows.size - half, true, to + half}, true);
+                   {from + 4 * half, half, rows.size - half, true, to + half}, !scan.distinct, true);
   } else {
     found = with_tables(rows.keys, Layout(scan), {{0, rows.size, scan.ascending}}, [&](const auto& table) {
       return of_table(coords, table, [=](int64_t row) -> int64_t& { return to[row]; }, true);
@@ -208,7 +217,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_union(Tensor a, Tensor b) {
   const Box box(both);
   Distinct found;
   if (set_a.ascending && set_b.ascending) {
-    found = merged(a, rows.keys.data(), set_a, set_b, false);
+    found = merged(a, rows.keys.data(), set_a, set_b, !both.distinct, false);
   } else if (box.suits(rows.size)) {
     found = in_box(a, box, {set_a, set_b}, false);
   } else {
