@@ -128,7 +128,7 @@ struct GroupScratch {
   int32_t* id;  // frames to measure
   int64_t capacity;
 };
-constexpr int64_t kMemberBytes = 11 * kGroup * sizeof(float);
+constexpr int64_t kMemberBytes = 13 * kGroup * sizeof(float);
 
 // Working memory of one thread: arrays of `capacity` + 16 elements, and room for `frame_capacity` frames.
 struct Scratch {

@@ -85,14 +85,18 @@ struct Bricks {
       for (int l = 0; l < 4; ++l)
         for (int k = 0; k < kDeep; ++k) square[l * kDeep + k] = vmin(square[l * kDeep + k], points(l, k));
     }
-    // Of all lanes; what was offered is forgotten.
-    void settle() {
+    // Of all lanes, plus what was left out of each voxel's; what was offered is forgotten.
+    void settle(const float* plus) {
       for (int k = 0; k < kColumns; k += kF) {
         transpose(square + k);
         F v = square[k];
         for (int l = 1; l < kF; ++l) v = vmin(v, square[k + l]);
-        store(least + k, vmax(v, F{}));
+        store(least + k, vmax(v + load<F>(plus + k), F{}));
       }
+    }
+    void settle() {
+      const float none[kColumns]{};
+      settle(none);
     }
   };
 

@@ -37,7 +37,8 @@ inline F circle_square(const F* t) {
   return vmin(longest * (1 / 3.0f), vmax(longest * 0.25f, sum * 0.125f));
 }
 
-constexpr float kCircleRoom = 1 + 1e-5f;  // for rounding
+constexpr float kCircleRoom = 1 + 1e-5f;   // for rounding
+constexpr float kOffSurfaceSlack = 1e29f;  // more than any other
 
 template <class Real, class Index>
 struct DenseBlock : Bricks<Real, Index> {
@@ -48,12 +49,15 @@ struct DenseBlock : Bricks<Real, Index> {
   const GroupScratch& s = job.scratch->groups;
   float reach = 0;     // at least the distance of any of the block's voxels to the surface
   int64_t loaded = 0;  // groups
+  // For rounding of squared distances to corners less |x|²: corners that matter are not farther out than this.
+  const float corner_room = 1e-4f + 1.5e-6f * (band + 16) * (band + 16);
 
-  // The triangles of a group.
+  // The triangles of a group. Corners v are kept as -2v (by corner and axis) and |v|² - slack, where the slack is how
+  // much nearer than the nearest corner a triangle may be, in square: less |x|², squared distances are linear in the
+  // voxel x.
   struct Members {
-    F t[kVectors][9];         // corners
-    F slack[kVectors];        // how much nearer than the nearest corner a triangle may be, in square
-    F off_surface[kVectors];  // large where the corners are none of the triangle's
+    F twice[kVectors][9], square[kVectors][3];
+    F slack[kVectors];  // large where the corners are none of the triangle's
   };
   Members* const members = static_cast<Members*>(s.members);
 
@@ -153,10 +157,10 @@ struct DenseBlock : Bricks<Real, Index> {
   struct Limit {
     alignas(64) float most[kColumns];
 
-    void operator()(const Bound& bound, float band) {
+    void operator()(const Bound& bound, float band, float room) {
       for (int k = 0; k < kColumns; k += kF) {
         const F least = vmin(load<F>(bound.least + k), F{} + band * band);
-        store(most + k, least + (1e-4f + 4e-6f * least));
+        store(most + k, least + (room + 4e-6f * least));
       }
     }
     // How far the numbers of the voxels in column l are below their limits, at most; negative where one is.
@@ -175,13 +179,25 @@ struct DenseBlock : Bricks<Real, Index> {
     }
   };
 
-  Spread squares(const F* p, const float* centre, F plus) const {
-    return Base::squares(p[0] - centre[0], p[1] - centre[1], p[2] - centre[2], plus);
-  }
   Spread squares_of_centres(int64_t i, const float* centre) const {
     const Sphere c = sphere(s.brick, i);
-    const F p[3] = {c.x, c.y, c.z};
-    return squares(p, centre, load<F>(s.brick.field[kOffSurface] + i));
+    return Base::squares(c.x - centre[0], c.y - centre[1], c.z - centre[2], load<F>(s.brick.field[kOffSurface] + i));
+  }
+  // Squared distances to a corner of the members, less |x|² and plus what is to be added.
+  static Spread squares_of_corners(const Members& m, int v, int corner, const float* x, F plus) {
+    const F* twice = m.twice[v] + 3 * corner;
+    const F at = m.square[v][corner] + plus + twice[0] * x[0] + twice[1] * x[1] + twice[2] * x[2];
+    Spread s{{at, at + twice[1], at + twice[0], at + twice[0] + twice[1]}, {}};
+    for (int k = 1; k < kDeep; ++k) s.along[k] = static_cast<float>(k) * twice[2];
+    return s;
+  }
+  // |x|² of the voxels of the brick that begins at x.
+  void squares_of_voxels(const float* x, float* out) const {
+    for (int l = 0; l < 4; ++l)
+      for (int k = 0; k < kDeep; ++k) {
+        const float a = x[0] + l / 2, b = x[1] + l % 2, c = x[2] + k;
+        out[l * kDeep + k] = a * a + b * b + c * c;
+      }
   }
 
   // The columns, as bits, in which the box of a group of s.brick is near enough to some voxel.
@@ -245,27 +261,30 @@ struct DenseBlock : Bricks<Real, Index> {
     for (int64_t i = 0; i < count; i += kF)
       nearest += keep(nearest, limit.any(squares_of_centres(i, centre)), i, count);
     if (!load_groups(0, nearest)) return -1;
-    for (int k = 0; k < kColumns; ++k) bound.square[k] = bound.least[k] - F{};
-    for (int64_t i = 0; i < nearest; ++i)
+    const float x[3] = {centre[0] - kHalf[0], centre[1] - kHalf[1], centre[2] - kHalf[2]};
+    alignas(64) float square[kColumns];
+    squares_of_voxels(x, square);
+    for (int k = 0; k < kColumns; ++k) bound.square[k] = bound.least[k] - square[k] - F{};
+    for (int64_t i = 0; i < nearest; ++i)  // one corner of a triangle: the others are its neighbours' too
       for (int v = 0; v < kVectors; ++v) {
         const Members& m = members[s.kept[i]];
-        bound.offer(squares(m.t[v], centre, m.off_surface[v]));
+        bound.offer(squares_of_corners(m, v, 0, x, m.slack[v]));
       }
-    bound.settle();
-    limit(bound, band);
+    bound.settle(square);
+    limit(bound, band, corner_room);
 
     int64_t kept = 0;
     for (int64_t i = 0; i < count; i += kF) kept += keep(kept, near_enough(i, centre, limit), i, count);
     if (!load_groups(0, kept)) return -1;
+    for (int k = 0; k < kColumns; ++k) limit.most[k] -= square[k];
     int64_t n = 0;
     for (int64_t i = 0; i < kept; ++i) {
       const int32_t slot = s.kept[i];
       const Members& m = members[slot];
       bool some = false;
       for (int v = 0; v * kF < s.count[slot]; ++v) {
-        const F* t = m.t[v];
-        const Spread a = squares(t, centre, -m.slack[v]), b = squares(t + 3, centre, -m.slack[v]),
-                     c = squares(t + 6, centre, -m.slack[v]);
+        const Spread a = squares_of_corners(m, v, 0, x, F{}), b = squares_of_corners(m, v, 1, x, F{}),
+                     c = squares_of_corners(m, v, 2, x, F{});
         F least = F{} + 1e30f;
         for (int l = 0; l < 4; ++l)
           if (s.columns[i] >> l & 1)
@@ -295,12 +314,15 @@ struct DenseBlock : Bricks<Real, Index> {
     const uint32_t* face = s.frame_face + slot * kGroup;
     Real* const out = frames + slot * kGroup * kStride<Real>;
     I parts{};
-    for (int v = 0; v < kVectors; ++v) parts |= m.off_surface[v] > 0;
+    for (int v = 0; v < kVectors; ++v) parts |= m.slack[v] > kOffSurfaceSlack;
     if (any_lane(parts)) {
       make_frames(job, face, s.count[slot], out);
     } else {
-      for (int v = 0; v < kVectors; ++v)
-        make_frames(job, face + v * kF, s.count[slot] - v * kF, m.t[v], out + v * kF * kStride<Real>);
+      for (int v = 0; v < kVectors; ++v) {
+        F t[9];
+        for (int k = 0; k < 9; ++k) t[k] = -0.5f * m.twice[v][k];
+        make_frames(job, face + v * kF, s.count[slot] - v * kF, t, out + v * kF * kStride<Real>);
+      }
     }
     s.framed[slot] = 1;
   }
@@ -315,10 +337,14 @@ struct DenseBlock : Bricks<Real, Index> {
     const Corners group = load_group(job.mesh, job.grid, job.centre, job.spheres, run.corner, first, count);
     Members& m = members[slot];
     for (int v = 0; v < kVectors; ++v) {
-      for (int k = 0; k < 9; ++k) m.t[v][k] = group.t[v][k];
-      const F pad = group.pad[v];
-      m.slack[v] = (circle_square(group.t[v]) + pad * (2 * reach + pad)) * kCircleRoom;
-      m.off_surface[v] = pad > 0 ? F{} + 1e30f : F{};
+      const F* t = group.t[v];
+      const F pad = group.pad[v], slack = (circle_square(t) + pad * (2 * reach + pad)) * kCircleRoom;
+      for (int k = 0; k < 9; ++k) m.twice[v][k] = -2 * t[k];
+      for (int corner = 0; corner < 3; ++corner) {
+        const F* p = t + 3 * corner;
+        m.square[v][corner] = p[0] * p[0] + p[1] * p[1] + p[2] * p[2] - slack;
+      }
+      m.slack[v] = pad > 0 ? F{} + 1e30f : slack;
     }
     for (int l = 0; l < count; ++l) s.frame_face[slot * kGroup + l] = job.spheres.face[first + l];
     s.count[slot] = static_cast<int32_t>(count);
