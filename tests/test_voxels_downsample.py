@@ -43,7 +43,8 @@ def assert_specified(coords, feats, **options):
     assert_same([found.coords, found.inverse, found.counts], [expected.coords, expected.inverse, expected.counts])
     assert found.feats.dtype == feats.dtype
     bound = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 2e-6, torch.float64: 1e-14}[feats.dtype]
-    torch.testing.assert_close(found.feats.double(), expected.feats, rtol=bound, atol=4 * bound)
+    addends = int(expected.counts.max()) if len(coords) else 0  # rounding grows with them
+    torch.testing.assert_close(found.feats.double(), expected.feats, rtol=bound, atol=(4 + addends) * bound)
 
 
 @given(
