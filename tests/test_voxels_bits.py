@@ -197,3 +197,20 @@ def test_numbering_cells_on_every_instruction_set(isa, box):
             with threads(count):
                 assert all(map(torch.equal, ops.voxel_unique(a), ops.voxel_unique(a, backend="reference")))
                 assert all(map(torch.equal, ops.voxel_union(a, b), ops.voxel_union(a, b, backend="reference")))
+
+
+@pytest.mark.parametrize(
+    "largest", [(3, 1023, 1023, 1023), (4, 5, 5, 5), (0, 1024, 9, 9), (0, 9, 1024, 9), (1, 9, 9, 1024)]
+)
+@pytest.mark.parametrize("ordered", [None, "a", "b"])
+def test_voxels_as_large_as_short_keys_hold_and_larger(isa, largest, ordered):
+    """Unordered sets come with keys of 2 + 3 × 10 bits where these suffice: of each set on its own."""
+    far = torch.tensor(largest, dtype=torch.int32)
+    a = (far - filled((min(largest[0], 1) + 1, 6, 6, 6), 300, 9)).clamp_min(0)
+    b = (far.clamp_max(torch.tensor([3, 1023, 1023, 1023])) - filled((1, 6, 6, 6), 200, 10)).clamp_min(0).int()
+    if ordered:
+        a, b = (in_runs(s, 1) if ordered == name else s for s, name in ((a, "a"), (b, "b")))
+    with words_per_row(1 << 25):
+        for x, y in ((a, b), (b, a)):
+            assert all(map(torch.equal, ops.voxel_union(x, y), ops.voxel_union(x, y, backend="reference")))
+            assert all(map(torch.equal, ops.voxel_unique(x), ops.voxel_unique(x, backend="reference")))

@@ -52,6 +52,19 @@ class Box {
     return at(c, 0) * stride_[0] + at(c, 1) * stride_[1] + at(c, 2) * stride_[2] + at(c, 3);
   }
 
+  // The same of a short key (voxels/keys.h), given cell_of_zero().
+  uint32_t cell(uint32_t short_key, uint32_t of_zero) const {
+    const auto field = [=](int k) { return short_key >> (kShortBits * (3 - k)) & ((1 << kShortBits) - 1); };
+    const auto stride = [this](int k) { return static_cast<uint32_t>(stride_[k]); };
+    return of_zero + field(0) * stride(0) + field(1) * stride(1) + field(2) * stride(2) + field(3);
+  }
+  // The cell that the voxel of zeros would have, modulo 2^32.
+  uint32_t cell_of_zero() const {
+    const int32_t zero[4] = {};
+    return static_cast<uint32_t>(at(zero, 0) * stride_[0] + at(zero, 1) * stride_[1] + at(zero, 2) * stride_[2]) +
+           static_cast<uint32_t>(at(zero, 3));
+  }
+
   void write(uint64_t cell, int32_t* c) const {
     c[3] = static_cast<int32_t>(split(cell, 2)) + low_[3];
     c[2] = static_cast<int32_t>(split(cell, 1)) + low_[2];

@@ -24,7 +24,7 @@ struct Scanner {
   Row lowest = {INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX}, highest = {INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN};
   int64_t before, equal = 0;  // the key before, and how many rows were as the one before them
 
-  void one(const int32_t* coords, int64_t row, uint64_t* keys) {
+  void one(const int32_t* coords, int64_t row, uint64_t* keys, uint32_t* short_keys) {
     const Row voxel = load<Row>(coords + kRow * row);
     lowest = voxel < lowest ? voxel : lowest;
     highest = voxel > highest ? voxel : highest;
@@ -34,12 +34,14 @@ struct Scanner {
     equal += key == before;
     before = key;
     if (keys) keys[row] = static_cast<uint64_t>(key);
+    if (short_keys) short_keys[row] = short_key(static_cast<uint64_t>(key));
   }
 
 #if defined(CVC_SIMD_AVX512)
   // As many rows as are whole groups of eight keys; returns where it stops.
-  int64_t many(const int32_t* coords, int64_t begin, int64_t end, uint64_t* keys) {
-    constexpr int64_t kGroup = 8;
+  int64_t many(const int32_t* coords, int64_t begin, int64_t end, uint64_t* keys, uint32_t* short_keys) {
+    constexpr int kGroup = 8;
+    typedef Vec<uint64_t, kGroup> Keys;
     if (end - begin < kGroup) return begin;
     // Of four rows each: the words of fields 3, 2, 1, 0 of eight rows become eight keys.
     const __m512i fields = _mm512_set_epi16(56, 58, 60, 62, 48, 50, 52, 54, 40, 42, 44, 46, 32, 34, 36, 38,  //
@@ -61,6 +63,8 @@ struct Scanner {
       last_descents = descents ? descents : last_descents;
       equal += __builtin_popcount(_mm512_cmpeq_epi64_mask(group, shifted));
       if (keys) _mm512_storeu_si512(keys + row, group);
+      if (short_keys)
+        store(short_keys + row, __builtin_convertvector(short_fields((Keys)group), Vec<uint32_t, kGroup>));
       last = group;
     }
     if (last_descents) scan.descent = last_row + 31 - __builtin_clz(last_descents);
@@ -77,7 +81,7 @@ struct Scanner {
   }
 #else
   // Blocks of rows: first their keys, then what these compare like, both in vectors.
-  int64_t many(const int32_t* coords, int64_t begin, int64_t end, uint64_t* keys) {
+  int64_t many(const int32_t* coords, int64_t begin, int64_t end, uint64_t* keys, uint32_t* short_keys) {
     constexpr int64_t kBlock = 512;
     uint64_t scratch[kBlock];
     Row least = lowest, most = highest;
@@ -90,6 +94,8 @@ struct Scanner {
         most = row > most ? row : most;
         key[k] = key_of(row);
       }
+      if (short_keys)
+        for (int64_t k = 0; k < count; ++k) short_keys[from + k] = short_key(key[k]);
       const auto at = [=](int64_t k) { return static_cast<int64_t>(key[k]); };
       int64_t descents = at(0) < before;
       equal += at(0) == before;
@@ -127,12 +133,12 @@ struct Scanner {
 
 }  // namespace
 
-Scan CVC_ISA_NAME(scan_rows)(const int32_t* coords, int64_t begin, int64_t end, uint64_t* keys) {
+Scan CVC_ISA_NAME(scan_rows)(const int32_t* coords, int64_t begin, int64_t end, uint64_t* keys, uint32_t* short_keys) {
   Scanner scanner;
   // The first row of all compares with nothing: as if a smaller one came before it.
   scanner.before = begin > 0 ? static_cast<int64_t>(key_of(load<Row>(coords + kRow * (begin - 1)))) : -1;
-  int64_t row = scanner.many(coords, begin, end, keys);
-  for (; row < end; ++row) scanner.one(coords, row, keys);
+  int64_t row = scanner.many(coords, begin, end, keys, short_keys);
+  for (; row < end; ++row) scanner.one(coords, row, keys, short_keys);
   return scanner.finish(begin >= end);
 }
 

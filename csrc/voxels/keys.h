@@ -26,6 +26,17 @@ CVC_HD inline uint64_t key_of(const int32_t* c) {
   return bx << 48 | (bx >> 32) << 32 | (yz & 0xFFFF) << 16 | yz >> 32;
 }
 
+// Short keys, of voxels that are small enough: 2 bits for the batch, 10 for a coordinate.
+constexpr int kShortBits = 10;
+template <class Key>  // a number or a vector of them
+CVC_HD inline Key short_fields(Key key) {
+  constexpr uint64_t kField = (1 << kShortBits) - 1;
+  return (key >> 18 & kField << 30) | (key >> 12 & kField << 20) | (key >> 6 & kField << 10) | (key & kField);
+}
+CVC_HD inline uint32_t short_key(uint64_t key) { return static_cast<uint32_t>(short_fields(key)); }
+// Whether no field of keys that are at most this, field by field, is too large.
+CVC_HD inline bool has_short_key(uint64_t highest) { return (highest & ~uint64_t{0x000303FF03FF03FF}) == 0; }
+
 CVC_HD inline void write_voxel(uint64_t key, int32_t* c) {
   const uint64_t bx = key >> 48 | (key >> 32 & 0xFFFF) << 32, yz = (key >> 16 & 0xFFFF) | (key & 0xFFFF) << 32;
   memcpy(c, &bx, sizeof bx);

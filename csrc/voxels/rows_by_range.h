@@ -39,13 +39,16 @@ inline bool in_order(const int32_t* coords, int64_t n) {
 template <bool kAllInside>
 class RowsByRange {
  public:
+  // Short keys, which are a quarter as long, may come with the coordinates.
   RowsByRange(const int32_t* coords, int64_t n, bool ascending, const Box& box, const Ranges& ranges,
-              int64_t absent = 0)
-      : coords_(coords), box_(box), ranges_(ranges), absent_(absent), in_place_(ascending) {
+              int64_t absent = 0, const uint32_t* short_keys = nullptr)
+      : coords_(coords), short_keys_(short_keys), box_(box), ranges_(ranges), absent_(absent), in_place_(ascending) {
     if (in_place_) {
       find_ranges(n);
+    } else if (kAllInside && short_keys) {
+      deal<uint32_t>(n);
     } else {
-      deal(n);
+      deal<uint64_t>(n);
     }
   }
 
@@ -197,31 +200,25 @@ class RowsByRange {
     }
   }
 
+  // By 32-bit cells from short keys, or by 64-bit ones.
+  template <class Cell>
   void deal(int64_t n) {
     const Chunks chunks(n, kRowMask / 2 + 1, n);  // of at most kRowMask rows
     const int64_t bins = ranges_.count + 1;       // one for what is outside the box
     items_ = Buffer<int64_t>(n);
     ends_ = Buffer<uint32_t>(chunks.count * (bins + 1));
     first_.resize(chunks.count);
-    const auto make = [&] { return std::make_pair(Buffer<uint64_t>(kRowMask), Buffer<uint32_t>(bins)); };
+    const auto make = [&] { return std::make_pair(Buffer<Cell>(kRowMask), Buffer<uint32_t>(bins)); };
     for_each_task(chunks.count, make, [&](int64_t c, const auto& scratch) {
-      const Box box = box_;
       const Ranges ranges = ranges_;
-      const uint64_t outside = ranges.first_cell(ranges.count);
       const int64_t begin = chunks.begin(c), size = chunks.end(c) - begin;
-      const int32_t* const coords = coords_ + 4 * begin;
       int64_t* const items = items_.data() + begin;
-      uint64_t* const cells = scratch.first.data();
+      Cell* const cells = scratch.first.data();
       uint32_t *const next = scratch.second.data(), *const ends = ends_.data() + c * (bins + 1);
       first_[c] = begin;
       std::fill_n(next, bins, 0);
       fetch_to_write(items, size);
-      for (int64_t i = 0; i < size; ++i) {
-        uint64_t cell = box.cell(coords + 4 * i);
-        if constexpr (!kAllInside) cell = outside ^ ((outside ^ cell) & -uint64_t{box.holds(coords + 4 * i)});
-        cells[i] = cell;
-        ++next[ranges.of(cell)];
-      }
+      find_cells(begin, size, cells, next);
       uint32_t sum = 0;
       for (int64_t r = 0; r < bins; ++r) {
         ends[r] = sum;
@@ -232,7 +229,29 @@ class RowsByRange {
     });
   }
 
+  // And how many there are of every range.
+  void find_cells(int64_t begin, int64_t size, uint32_t* cells, uint32_t* count) const {
+    const Box box = box_;  // its members in registers
+    const Ranges ranges = ranges_;
+    const uint32_t of_zero = box.cell_of_zero();
+    for (int64_t i = 0; i < size; ++i) cells[i] = box.cell(short_keys_[begin + i], of_zero);  // in vectors
+    for (int64_t i = 0; i < size; ++i) ++count[ranges.of(cells[i])];
+  }
+  void find_cells(int64_t begin, int64_t size, uint64_t* cells, uint32_t* count) const {
+    const Box box = box_;
+    const Ranges ranges = ranges_;
+    const int32_t* const coords = coords_ + 4 * begin;
+    const uint64_t outside = ranges.first_cell(ranges.count);
+    for (int64_t i = 0; i < size; ++i) {
+      uint64_t cell = box.cell(coords + 4 * i);
+      if constexpr (!kAllInside) cell = outside ^ ((outside ^ cell) & -uint64_t{box.holds(coords + 4 * i)});
+      cells[i] = cell;
+      ++count[ranges.of(cell)];
+    }
+  }
+
   const int32_t* coords_;
+  const uint32_t* short_keys_;
   const Box& box_;
   const Ranges& ranges_;
   int64_t absent_;

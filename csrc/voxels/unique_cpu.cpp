@@ -23,6 +23,7 @@ struct Given {
   int64_t begin, size;  // where their keys are
   bool ascending;
   int64_t* index;
+  const uint32_t* short_keys;  // or null
 };
 
 struct Distinct {
@@ -85,7 +86,8 @@ Distinct in_box(const Tensor& like, const Box& box, const std::vector<Given>& se
   for (const Given& set : sets) n += set.size;
   const Ranges ranges(box, n);
   std::vector<RowsByRange<true>> rows;
-  for (const Given& set : sets) rows.emplace_back(set.coords, set.size, set.ascending, box, ranges);
+  for (const Given& set : sets)
+    rows.emplace_back(set.coords, set.size, set.ascending, box, ranges, /*absent=*/0, set.short_keys);
 
   // What is found of the voxels, each range's from first_row on, which leaves room enough.
   std::vector<int64_t> first_row(ranges.count, 0), first_id(ranges.count, 0);
@@ -190,14 +192,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t> voxel_unique(Tensor coords) 
   const bool two_runs = scan.descents == 1;  // two sets in order, one after the other
   Distinct found;
   if (!scan.ascending && !two_runs && box.suits(rows.size)) {
-    found = in_box(coords, box, {{from, 0, rows.size, false, to}}, true);
+    found = in_box(coords, box, {{from, 0, rows.size, false, to, rows.short_keys_of(0)}}, true);
     return {found.coords, index, found.counts, found.first, 0};
   }
   if (rows.keys.size() == 0) rows = Rows(coords);
   if (two_runs) {
     const int64_t half = scan.descent;
-    found = merged(coords, rows.keys.data(), {from, 0, half, true, to},
-                   {from + 4 * half, half, rows.size - half, true, to + half}, !scan.distinct, true);
+    found = merged(coords, rows.keys.data(), {from, 0, half, true, to, nullptr},
+                   {from + 4 * half, half, rows.size - half, true, to + half, nullptr}, !scan.distinct, true);
   } else {
     found = with_tables(rows.keys, Layout(scan), {{0, rows.size, scan.ascending}}, [&](const auto& table) {
       return of_table(coords, table, [=](int64_t row) -> int64_t& { return to[row]; }, true);
@@ -211,8 +213,9 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_union(Tensor a, Tensor b) {
   if (rows.faults()) return {new_coords(a, 0), new_rows(a, 0), new_rows(a, 0), rows.faults()};
   const int64_t size_a = rows.first, size_b = rows.size - rows.first;
   Tensor index_a = new_rows(a, size_a), index_b = new_rows(a, size_b);
-  const Given set_a{coords_of(a), 0, size_a, rows.scan[0].ascending, data_of<int64_t>(index_a)};
-  const Given set_b{coords_of(b), size_a, size_b, rows.scan[1].ascending, data_of<int64_t>(index_b)};
+  const Given set_a{coords_of(a), 0, size_a, rows.scan[0].ascending, data_of<int64_t>(index_a), rows.short_keys_of(0)};
+  const Given set_b{coords_of(b),         size_a, size_b, rows.scan[1].ascending, data_of<int64_t>(index_b),
+                    rows.short_keys_of(1)};
   const Scan both = rows.scan[0] + rows.scan[1];
   const Box box(both);
   Distinct found;
