@@ -217,6 +217,9 @@ def test_half_precision(backend, dtype):
     "sample", [s for s in samples.samples() if s.op in (varlen_attention, block_sparse_attention)], ids=str
 )
 def test_scaled_dot_product_attention_serves_every_sample(sample):
+    # A refusal fails here; the contract tests, which compare values and gradients, would skip.
+    served, expected = (contract.run(sample, sample.make(torch.float32, "cpu"), b) for b in ("sdpa", "reference"))
+    torch.testing.assert_close(contract.tensors(served), contract.tensors(expected), rtol=1e-4, atol=1e-5)
     contract.test_values(sample, "sdpa", "cpu")
     if sample.differentiable:
         contract.test_gradients(sample, "sdpa", "cpu")
