@@ -71,8 +71,8 @@ struct Spheres {
 // Spheres of consecutive faces, relative to their cells.
 struct FaceSpheres {
   static constexpr int kFaces = 256;
-  // A face has no sphere (it is out of reach), one, or is another's task: long, far away, or wrong.
-  enum Kind : int32_t { kNone, kOne, kOther };
+  // A face has no sphere (it is out of reach), one, or is unusual: long, far away, or wrong.
+  enum Kind : int32_t { kNone, kOne, kUnusual };
   uint32_t packed[kFaces];
   int32_t cell[3][kFaces];
   int32_t kind[kFaces];

@@ -210,7 +210,7 @@ Bins make_bins(const Mesh<Real, Index>& mesh, const int64_t* face_batch, const G
           const int64_t key = cell_key(batch, spheres.cell[0][i], spheres.cell[1][i], spheres.cell[2][i]);
           part = {spheres.packed[i], chunk.cells.count(key)};
           ++chunk.ones;
-        } else if (spheres.kind[i] == FaceSpheres::kOther) {
+        } else if (spheres.kind[i] == FaceSpheres::kUnusual) {
           part = {0, Part::kMany};
           binning.add(chunk, mesh, f + i, batch);
         } else {

@@ -58,7 +58,7 @@ void measure_spheres(const SphereJob<Real, Index>& job) {
   bool in_range = true;
   for (int64_t i = 0; i < 3 * job.count; ++i) in_range &= (faces[i] >= 0) & (faces[i] < job.mesh.vertex_count);
   if (!in_range) {  // what is wrong first is found in order
-    for (int64_t i = 0; i < job.count; ++i) out.kind[i] = FaceSpheres::kOther;
+    for (int64_t i = 0; i < job.count; ++i) out.kind[i] = FaceSpheres::kUnusual;
     return;
   }
   const float band = static_cast<float>(job.grid.band) * (1 + 1e-5f) + 0.5f;
@@ -115,7 +115,7 @@ void measure_spheres(const SphereJob<Real, Index>& job) {
     packed |= (steps > 255 ? I{} + 255 : steps) << 24;
     store(reinterpret_cast<int32_t*>(out.packed) + i, packed);
     const I kind = outside ? I{} + int32_t{FaceSpheres::kNone} : I{} + int32_t{FaceSpheres::kOne};
-    store(out.kind + i, here ? kind : I{} + int32_t{FaceSpheres::kOther});
+    store(out.kind + i, here ? kind : I{} + int32_t{FaceSpheres::kUnusual});
   }
 }
 

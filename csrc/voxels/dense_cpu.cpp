@@ -227,7 +227,7 @@ void scatter_any(const T* feats, const int64_t* cells, int64_t n, int64_t channe
 
 // Some voxels: where the first channel of each is, and the lines of the cache that these lie in.
 template <class T>
-struct Places {
+struct Voxels {
   static constexpr int64_t kMost = 512;
 
   void find(const T* dense, const int64_t* cells, int64_t n, int64_t channels, int64_t size) {
@@ -259,13 +259,13 @@ void gather_cells(const T* dense, const int64_t* cells, int64_t n, int64_t chann
   constexpr int64_t kStep = 4;
   const int64_t size = volume.cells();
   for_each_range(n, [&](int64_t begin, int64_t end) {
-    Places<T> places[2];
+    Voxels<T> places[2];
     places[0].find(dense, cells + begin, end - begin, channels, size);
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t k = 0; k < places[0].lines; ++k) places[0].fetch(k, c * size);
     for (int64_t from = begin, turn = 0; from < end; ++turn) {
-      const Places<T>& now = places[turn % 2];
-      Places<T>& next = places[1 - turn % 2];
+      const Voxels<T>& now = places[turn % 2];
+      Voxels<T>& next = places[1 - turn % 2];
       const int64_t after = from + now.count;
       next.find(dense, cells + after, end - after, channels, size);
       const int64_t fetches = (next.lines * kStep + now.count - 1) / now.count;  // a step
