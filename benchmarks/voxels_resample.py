@@ -149,8 +149,10 @@ def _to_dense(resolution: int, channels: int):
     return prepare
 
 
-def _from_dense(resolution: int, channels: int):
-    """What must move is counted in lines of the cache, the least that can be read.
+def _from_dense(resolution: int, channels: int, *, from_ours: bool = False):
+    """Out of a volume that torch made, in small pages of memory, or `to_dense`, in huge ones where the system has them.
+
+    What must move is counted in lines of the cache, the least that can be read.
 
     Of the voxels alone, 4 bytes a cell: 7.8 MB of the band at 256³ with 8 channels; in the distinct lines of 64 bytes
     that these cells lie in, plane by plane: 26.3 MB. The copy reads as many bytes one after the other; how long
@@ -159,7 +161,11 @@ def _from_dense(resolution: int, channels: int):
 
     def prepare(settings: Settings) -> Prepared:
         coords = _band(resolution).to(settings.device)
-        dense = _normal(1, channels, *(resolution,) * 3).to(settings.device)
+        if from_ours:
+            feats = _normal(len(coords), channels).to(settings.device)
+            dense = ops.to_dense(coords, feats, (resolution,) * 3, 1)
+        else:
+            dense = _normal(1, channels, *(resolution,) * 3).to(settings.device)
 
         def torch_index() -> Tensor:
             return dense.view(channels, -1)[:, _cells(coords, resolution)].T.contiguous()
@@ -482,6 +488,7 @@ WORKLOADS = [
     Workload("voxels_resample", "to dense, 256³ × 8 channels", _to_dense(256, 8)),
     Workload("voxels_resample", "to dense, 128³ × 32 channels", _to_dense(128, 32)),
     Workload("voxels_resample", "from dense, 256³ × 8 channels", _from_dense(256, 8)),
+    Workload("voxels_resample", "from dense of to_dense, 256³ × 8 channels", _from_dense(256, 8, from_ours=True)),
     Workload("voxels_resample", "downsample mean, 512³ band × 32 channels", _downsample(512, 32)),
     Workload("voxels_resample", "downsample mean, 256³ band × 128 channels", _downsample(256, 128)),
     Workload("voxels_resample", "subdivide, 256³ × 32 channels", _subdivide(512, 32)),

@@ -1,5 +1,7 @@
 """Dense ↔ sparse and features between sets of voxels: round trips, dense oracles, bad input."""
 
+import math
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -8,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from cvctoolkit import _native
 from cvctoolkit.ops import (
     from_dense,
     gather_features,
@@ -183,20 +186,96 @@ def test_the_thread_count_does_not_change_sums():
             assert all(torch.equal(a, b) for a, b in zip(results[0], others))
 
 
+@contextmanager
+def on(isa, threads):
+    before = torch.get_num_threads()
+    with _native.restricted_isa(isa) as granted:
+        if granted != isa:
+            pytest.skip(f"this machine has no {isa}")
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ordered", [True, False])
-@pytest.mark.parametrize("channels", [1, 5])
-def test_many_voxels_of_volumes_that_begin_within_a_cache_line(dtype, ordered, channels):
+@pytest.mark.parametrize("channels", [1, 5, 8, 11, 16])
+def test_many_voxels_of_volumes_that_begin_within_a_cache_line(isa, dtype, ordered, channels):
+    """Groups of channels, whole and in part; blocks of voxels, whole vectors of them and what is left."""
     shape = (3, 31, 29, 37)
     coords = some_voxels(5, shape, 0.6, ordered)
     dense = torch.randn(shape[0], channels, *shape[1:], generator=generator(6)).to(dtype)
     b, x, y, z = coords.long().unbind(1)
+    expected = dense[b, :, x, y, z]
     for threads in (1, 3):
-        torch.set_num_threads(threads)
-        for count in (len(coords), 513, 512, 511, 3):
-            found = from_dense(dense, coords[:count], assume_unique=True)
-            assert torch.equal(found, dense[b, :, x, y, z][:count])
-    torch.set_num_threads(1)
+        with on(isa, threads):
+            for count in (len(coords), 200, 129, 72, 65, 64, 63, 8, 7, 3, 1, 0):
+                assert torch.equal(from_dense(dense, coords[:count], assume_unique=True), expected[:count])
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_rows_written_past_the_caches(isa):
+    """More than 4 MiB of whole groups, from memory that begins anywhere."""
+    shape = (2, 70, 50, 41)
+    coords = some_voxels(7, shape, 0.6)
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        dense = torch.randn(2, 8, *shape[1:], generator=generator(6)).to(dtype)
+        with on(isa, 2):
+            assert torch.equal(from_dense(dense, coords), from_dense(dense, coords, backend="reference"))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("count", [1, 8, 63, 64, 65, 200])
+def test_a_voxel_outside_or_twice_is_seen_wherever_it_is(isa, count):
+    shape = (2, 5, 7, 9)
+    coords = some_voxels(3, shape, 1.0)[-count:]
+    dense = torch.randn(2, 3, *shape[1:], generator=generator(4))
+    rows = sorted({*range(min(count, 18)), *range(max(count - 18, 0), count)})
+    with on(isa, 1):
+        for row in rows:
+            for column in range(4):
+                for bad in (-1, shape[column], -(2**31), 2**31 - 1):
+                    outside = coords.clone()
+                    outside[row, column] = bad
+                    with pytest.raises(ValueError, match=r"from_dense: .* a row outside"):
+                        from_dense(dense, outside)
+            for other in {0, row // 2, max(row - 1, 0), count - 1} - {row}:
+                twice = coords.clone()
+                twice[row] = coords[other]
+                with pytest.raises(ValueError, match=r"from_dense: .* one twice"):
+                    from_dense(dense, twice)
+                again = from_dense(dense, twice, assume_unique=True)
+                assert torch.equal(again, from_dense(dense, twice, assume_unique=True, backend="reference"))
+            turned = coords.roll(row, 0)
+            assert torch.equal(from_dense(dense, turned), from_dense(dense, turned, backend="reference"))
+
+
+def test_voxels_twice_where_one_task_ends_and_the_next_begins():
+    coords, dense = some_voxels(3, (1, 40, 40, 40), 0.7), torch.zeros(1, 1, 40, 40, 40)
+    half = len(coords) // 2
+    assert half > 2**14  # rows of a task
+    for row in (half - 1, half, half + 1):
+        twice = torch.cat([coords[:row], coords[row - 1 : -1]])
+        for threads in (1, 3):
+            with on("baseline", threads), pytest.raises(ValueError, match="one twice"):
+                from_dense(dense, twice)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize(
+    "shape", [(1, 65536, 1, 3), (1, 1, 65536, 3), (1, 2, 1, 65536), (32768, 1, 2, 1), (3, 65536, 2, 1)]
+)
+def test_voxels_of_the_longest_volumes(isa, shape):
+    """Their cells' numbers are products of the largest factors that there are."""
+    far = torch.tensor(shape, dtype=torch.int32) - 1
+    steps = torch.cartesian_prod(*[torch.arange(min(n, 3), dtype=torch.int32) for n in shape])
+    coords = torch.unique(torch.cat([steps, far - steps]), dim=0)
+    dense = torch.arange(2 * math.prod(shape), dtype=torch.float32).view(shape[0], 2, *shape[1:])
+    with on(isa, 1):
+        assert torch.equal(from_dense(dense, coords), from_dense(dense, coords, backend="reference"))
 
 
 def test_half_precision_accumulates_in_float32():

@@ -1,4 +1,5 @@
-// Dense volumes ↔ sparse voxels. Features are moved, never computed with: kernels know element sizes, not types.
+// Dense volumes → sparse voxels and back: coordinates of occupied cells, features into volumes (back:
+// from_dense_cpu.cpp).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -8,6 +9,7 @@
 #include "voxels/fill.h"
 #include "voxels/keys.h"
 #include "voxels/tasks.h"
+#include "voxels/volume_order.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -87,59 +89,7 @@ Tensor occupancy_to_coords(Tensor occupancy, double threshold) {
   }
 }
 
-// --- voxels in a volume ----------------------------------------------------------------------------------------------
-
-struct Volume {
-  uint32_t size[4];  // batch, x, y, z
-
-  int64_t cells() const { return int64_t{size[1]} * size[2] * size[3]; }
-  bool holds(const int32_t* c) const {
-    return static_cast<uint32_t>(c[0]) < size[0] && static_cast<uint32_t>(c[1]) < size[1] &&
-           static_cast<uint32_t>(c[2]) < size[2] && static_cast<uint32_t>(c[3]) < size[3];
-  }
-  // The place of a voxel among the cells of all volumes.
-  int64_t cell(const int32_t* c) const { return ((int64_t{c[0]} * size[1] + c[1]) * size[2] + c[2]) * size[3] + c[3]; }
-};
-
-struct Order {
-  bool inside = true, ascending = true;  // ascending: strictly, so that no voxel is there twice
-};
-
-Order order_of(const int32_t* coords, int64_t n, const Volume& volume, int64_t* cells) {
-  std::atomic<bool> inside{true}, ascending{true};
-  for_each_range(n, [&](int64_t begin, int64_t end) {
-    bool in = true, up = true;
-    int64_t before = begin > 0 ? volume.cell(coords + 4 * (begin - 1)) : -1;
-    for (int64_t i = begin; i < end; ++i) {
-      in &= volume.holds(coords + 4 * i);
-      const int64_t cell = volume.cell(coords + 4 * i);
-      up &= before < cell;
-      cells[i] = before = cell;
-    }
-    if (!in) inside.store(false, std::memory_order_relaxed);
-    if (!up) ascending.store(false, std::memory_order_relaxed);
-  });
-  return {inside.load(), ascending.load()};
-}
-
-// Whether a cell is named twice; one bit per cell.
-bool any_twice(const int64_t* cells, int64_t n, int64_t size) {
-  Buffer<uint64_t> seen((size + 63) / 64);
-  for_each_range(seen.size(), [&](int64_t begin, int64_t end) {
-    std::memset(seen.data() + begin, 0, (end - begin) * sizeof(uint64_t));
-  });
-  std::atomic<bool> twice{false};
-  for_each_range(n, [&](int64_t begin, int64_t end) {
-    bool found = false;
-    for (int64_t i = begin; i < end; ++i) {
-      const uint64_t bit = uint64_t{1} << (cells[i] % 64);
-      std::atomic_ref<uint64_t> word(seen[cells[i] / 64]);
-      found |= (word.fetch_or(bit, std::memory_order_relaxed) & bit) != 0;
-    }
-    if (found) twice.store(true, std::memory_order_relaxed);
-  });
-  return twice.load();
-}
+// --- sparse → dense --------------------------------------------------------------------------------------------------
 
 // The rows whose cells lie in [begin, end), among ascending cells.
 int64_t first_row(const int64_t* cells, int64_t n, int64_t cell) {
@@ -225,77 +175,6 @@ void scatter_any(const T* feats, const int64_t* cells, int64_t n, int64_t channe
   });
 }
 
-// Some voxels: where the first channel of each is, and the lines of the cache that these lie in.
-template <class T>
-struct Voxels {
-  static constexpr int64_t kMost = 512;
-
-  void find(const T* dense, const int64_t* cells, int64_t n, int64_t channels, int64_t size) {
-    count = std::min(kMost, n);
-    lines = 0;
-    uintptr_t before = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      if (static_cast<uint64_t>(cells[i] - first_) >= static_cast<uint64_t>(size)) first_ = cells[i] / size * size;
-      place[i] = line[lines] = dense + first_ * channels + (cells[i] - first_);
-      const uintptr_t own = reinterpret_cast<uintptr_t>(place[i]) / 64;
-      lines += own != before;  // else the next one takes its place
-      before = own;
-    }
-  }
-  // Into the second level: it waits for more lines at a time than the first.
-  void fetch(int64_t k, int64_t offset) const { __builtin_prefetch(line[k] + offset, 0, 2); }
-
-  const T *place[kMost], *line[kMost];
-  int64_t count, lines;
-
- private:
-  int64_t first_ = 0;  // cell of the volume that the last voxel was in
-};
-
-// A channel's cells lie all over its volume, a few to a line of the cache: while some voxels are read, the lines of the
-// next ones are fetched, channel by channel.
-template <class T>
-void gather_cells(const T* dense, const int64_t* cells, int64_t n, int64_t channels, const Volume& volume, T* out) {
-  constexpr int64_t kStep = 4;
-  const int64_t size = volume.cells();
-  for_each_range(n, [&](int64_t begin, int64_t end) {
-    Voxels<T> places[2];
-    places[0].find(dense, cells + begin, end - begin, channels, size);
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t k = 0; k < places[0].lines; ++k) places[0].fetch(k, c * size);
-    for (int64_t from = begin, turn = 0; from < end; ++turn) {
-      const Voxels<T>& now = places[turn % 2];
-      Voxels<T>& next = places[1 - turn % 2];
-      const int64_t after = from + now.count;
-      next.find(dense, cells + after, end - after, channels, size);
-      const int64_t fetches = (next.lines * kStep + now.count - 1) / now.count;  // a step
-      for (int64_t c = 0; c < channels; ++c) {
-        T* const to = out + from * channels + c;
-        int64_t k = 0;
-        for (int64_t i = 0; i < now.count; i += kStep) {
-          for (const int64_t last = std::min(k + fetches, next.lines); k < last; ++k) next.fetch(k, c * size);
-          for (int64_t j = i; j < std::min(i + kStep, now.count); ++j) to[j * channels] = now.place[j][c * size];
-        }
-      }
-      from = after;
-    }
-  });
-}
-
-// Calls f with a number as wide as the elements.
-template <class F>
-auto by_width(const Tensor& tensor, const F& f) {
-  switch (tensor.element_size()) {
-    case 2: return f(uint16_t{});
-    case 8: return f(uint64_t{});
-    default: return f(uint32_t{});
-  }
-}
-
-Volume volume_of(int64_t batch, int64_t x, int64_t y, int64_t z) {
-  return {{static_cast<uint32_t>(batch), static_cast<uint32_t>(x), static_cast<uint32_t>(y), static_cast<uint32_t>(z)}};
-}
-
 std::tuple<Tensor, int64_t> voxels_to_dense(Tensor feats, Tensor coords, int64_t batch, int64_t x, int64_t y, int64_t z,
                                             double fill, bool assume_unique) {
   const int64_t n = coords.size(0), channels = feats.size(1);
@@ -324,23 +203,6 @@ std::tuple<Tensor, int64_t> voxels_to_dense(Tensor feats, Tensor coords, int64_t
   return {dense, 0};
 }
 
-std::tuple<Tensor, int64_t> voxels_from_dense(Tensor dense, Tensor coords, bool assume_unique) {
-  const int64_t n = coords.size(0), channels = dense.size(1);
-  const Volume volume = volume_of(dense.size(0), dense.size(2), dense.size(3), dense.size(4));
-  Buffer<int64_t> cells(n);
-  const Order order = order_of(static_cast<const int32_t*>(coords.const_data_ptr()), n, volume, cells.data());
-  Tensor nothing = torch::stable::new_empty(dense, {0}, dense.scalar_type());
-  if (!order.inside) return {nothing, kOutOfRange};
-  if (!assume_unique && !order.ascending && any_twice(cells.data(), n, dense.size(0) * volume.cells()))
-    return {nothing, kDuplicate};
-  Tensor feats = new_tensor(dense, {n, channels}, dense.scalar_type());
-  by_width(dense, [&](auto zero) {
-    using T = decltype(zero);
-    gather_cells(static_cast<const T*>(dense.const_data_ptr()), cells.data(), n, channels, volume, data_of<T>(feats));
-  });
-  return {feats, 0};
-}
-
 }  // namespace
 }  // namespace cvc::voxels
 
@@ -349,10 +211,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cvctoolkit_native, m) {
   m.def(
       "voxels_to_dense(Tensor feats, Tensor coords, int batch, int x, int y, int z, float fill, bool assume_unique)"
       " -> (Tensor, int)");
-  m.def("voxels_from_dense(Tensor dense, Tensor coords, bool assume_unique) -> (Tensor, int)");
 }
 STABLE_TORCH_LIBRARY_IMPL(cvctoolkit_native, CPU, m) {
   m.impl("occupancy_to_coords", TORCH_BOX(&cvc::voxels::occupancy_to_coords));
   m.impl("voxels_to_dense", TORCH_BOX(&cvc::voxels::voxels_to_dense));
-  m.impl("voxels_from_dense", TORCH_BOX(&cvc::voxels::voxels_from_dense));
 }
