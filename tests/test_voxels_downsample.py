@@ -110,6 +110,66 @@ def test_neither_threads_nor_instruction_sets_change_a_bit(isa, channels, reduce
         assert_same(others, results[0])
 
 
+def every_family():
+    """Parents with every set of children, along z, along y, and one to a slab; each twice, next to its like or not."""
+    families = torch.arange(1, 256)
+    child = torch.arange(8)
+    there = (families[:, None] >> child & 1).bool()
+    octant = torch.stack([child >> 2, child >> 1 & 1, child & 1], -1)
+    parents = []
+    for step in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 2), (0, 3, 70), (1, 2, 0)):
+        corner = 2 * torch.tensor(step) * families[:, None]
+        parents.append((corner[:, None] + octant)[there] + 2 * torch.tensor([len(parents) * 300, 5, 7]))
+    coords = torch.cat(parents)
+    return voxel_unique(torch.cat([torch.zeros_like(coords[:, :1]), coords], 1).int()).coords
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("factor", [2, (1, 2, 2), (2, 1, 2), (2, 2, 1), (1, 1, 2), 1])
+def test_every_set_of_children(isa, factor):
+    coords = every_family()
+    with _native.restricted_isa(isa):
+        assert_specified(coords, normal(10, len(coords), 3), factor=factor)
+        assert_specified(coords, normal(10, len(coords), 0), factor=factor)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("channels", [1, 2, 5, 16, 31, 48, 120, 264])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_width_of_features(isa, channels, dtype):
+    coords = shell(14)
+    feats = normal(11, len(coords), channels, dtype=dtype)
+    with _native.restricted_isa(isa):
+        for reduce, include_self in REDUCTIONS:
+            assert_specified(coords, feats, reduce=reduce, include_self=include_self)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_few_rows_long_lines_and_borders(isa):
+    def along(axis, places):
+        coords = torch.zeros(len(places), 4, dtype=torch.int32)
+        coords[:, axis] = places
+        return coords
+
+    places = torch.arange(0, 3000)
+    gaps = places[torch.rand(3000, generator=generator(12)) < 0.6]
+    edge = torch.arange(65536 - 40, 65536)
+    sparse = torch.arange(0, 65536, 97)
+    given = [along(axis, p) for axis in (1, 2, 3) for p in (places, gaps, edge, sparse)]
+    given += [along(3, places[:n]) for n in (1, 2, 15, 16, 17, 33)]
+    given += [torch.tensor([[32767, 65535, 65535, 65535]], dtype=torch.int32)]
+    # Slabs with one plane, which is even, odd; whose first, last lines have one row.
+    block = torch.cartesian_prod(torch.arange(1), torch.arange(2), torch.arange(2), torch.arange(40)).int()
+    given += [block[block[:, 1] == x] for x in (0, 1)] + [block[1:-1], block[40:], block[:-40], block[1:80]]
+    with _native.restricted_isa(isa):
+        for coords in given:
+            for factor in (2, (1, 2, 1), (2, 1, 2)):
+                assert_specified(coords, normal(12, len(coords), 2), factor=factor)
+                assert_same(
+                    downsample(coords, None, factor)[::2], downsample(coords, None, factor, backend="reference")[::2]
+                )
+
+
 def test_maxima_of_nan_infinity_and_equals():
     coords = torch.tensor([[0, 0, 0, z] for z in range(8)], dtype=torch.int32)
     nan, inf = float("nan"), float("inf")

@@ -12,29 +12,13 @@
 #include "voxels/coarsen.h"
 #include "voxels/join.h"
 #include "voxels/join_rows.h"
-#include "voxels/tensors.h"
+#include "voxels/octants_cpu.h"
 
 namespace cvc::voxels {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-class Factor {
- public:
-  Factor(int64_t fx, int64_t fy, int64_t fz) : x(fx), y(fy), z(fz) {}
-
-  const Divider x, y, z;
-
-  // The least key in the slab of a voxel, and that of the next slab.
-  uint64_t slab(uint64_t key) const { return key >> 48 << 48 | first_x(key) << 32; }
-  uint64_t next_slab(uint64_t key) const {
-    return (key >> 48 << 48) + (std::min(first_x(key) + x.value, uint64_t{kMaxCoord}) << 32);
-  }
-
- private:
-  uint64_t first_x(uint64_t key) const { return uint64_t{x(key >> 32 & 0xFFFF)} * x.value; }
-};
 
 struct Slab {
   int64_t begin, end;    // rows
@@ -78,61 +62,45 @@ class Slabs {
   // The bit of every row's parent in its slab.
   const uint32_t* bits() const { return bit_.data(); }
 
-  int64_t size, parents = 0;
+  int64_t parents = 0;
 
  private:
-  Slabs(const Tensor& coords, const Factor& factor)
-      : size(coords.size(0)), coords_(coords_of(coords)), factor_(factor), bit_(size) {
-    const Chunks chunks(size, 1 << 12);
-    tasks_.resize(chunks.count);
-    for (int64_t c = 0; c < chunks.count; ++c) {
-      tasks_[c].begin = c == 0 ? 0 : tasks_[c - 1].end;
-      tasks_[c].end = size;
-      if (c + 1 < chunks.count)
-        tasks_[c].end = std::max(tasks_[c].begin, find(factor_.slab(key(chunks.begin(c + 1))), 0, size));
+  Slabs(const Tensor& coords, const Factor& factor) : rows_(coords), factor_(factor), bit_(rows_.size) {
+    const std::vector<int64_t> begin = rows_.cut(factor);
+    tasks_.resize(begin.size() - 1);
+    for (size_t t = 0; t < tasks_.size(); ++t) {
+      tasks_[t].begin = begin[t];
+      tasks_[t].end = begin[t + 1];
     }
-  }
-
-  uint64_t key(int64_t i) const { return key_of(coords_ + 4 * i); }
-  // The first row of [begin, end) whose key is not less; any of them when rows are out of order.
-  int64_t find(uint64_t key, int64_t begin, int64_t end) const {
-    while (begin < end) {
-      const int64_t middle = begin + (end - begin) / 2;
-      if (this->key(middle) < key) {
-        begin = middle + 1;
-      } else {
-        end = middle;
-      }
-    }
-    return begin;
   }
 
   // Finds the slabs of a task and their parents. False for voxels that are not what they are taken for.
   bool mark(Task& task) {
     const int64_t per_row = words_per_row.load(std::memory_order_relaxed);
     for (int64_t begin = task.begin, end; begin < task.end; begin = end) {
-      const uint64_t limit = factor_.next_slab(key(begin));
-      end = std::max(begin + 1, find(limit, begin, task.end));
-      const Scan scan = scan_rows(coords_, begin, end, nullptr);
-      if (!scan.in_range || !scan.ascending || key(end - 1) >= limit) return false;
+      const uint64_t limit = factor_.next_slab(rows_.key(begin));
+      end = std::max(begin + 1, rows_.find(limit, begin, task.end));
+      const Scan scan = scan_rows(rows_.coords, begin, end, nullptr);
+      if (!scan.in_range || !scan.ascending || rows_.key(end - 1) >= limit) return false;
 
       const auto parent = [&](uint64_t key) {
         return std::pair(factor_.y(key >> 16 & 0xFFFF), factor_.z(key & 0xFFFF));
       };
       const auto [y, z] = parent(scan.lowest);
       const auto [last_y, last_z] = parent(scan.highest);
-      Slab slab{begin,
-                end,
-                std::ssize(task.planes),
-                std::ssize(task.words),
-                last_y - y + 1,
-                (last_z - z) / 64 + 1,
-                0,
-                {coords_[4 * begin], static_cast<int32_t>(factor_.x(static_cast<uint32_t>(coords_[4 * begin + 1]))),
-                 static_cast<int32_t>(y), static_cast<int32_t>(z)}};
+      Slab slab{
+          begin,
+          end,
+          std::ssize(task.planes),
+          std::ssize(task.words),
+          last_y - y + 1,
+          (last_z - z) / 64 + 1,
+          0,
+          {rows_.coords[4 * begin], static_cast<int32_t>(factor_.x(static_cast<uint32_t>(rows_.coords[4 * begin + 1]))),
+           static_cast<int32_t>(y), static_cast<int32_t>(z)}};
       if (slab.words + slab.lines * slab.width > per_row * ((end - task.begin) / 2 + 256)) return false;
       for (int64_t plane = begin; plane < end; task.planes.push_back(plane))
-        plane = find((key(plane) | 0xFFFFFFFFu) + 1, plane, end);
+        plane = rows_.find((rows_.key(plane) | 0xFFFFFFFFu) + 1, plane, end);
       task.words.resize(slab.words + slab.lines * slab.width, 0);
       set(slab, task.words.data() + slab.words);
       for (int64_t w = slab.words; w < std::ssize(task.words); ++w) slab.parents += std::popcount(task.words[w]);
@@ -155,7 +123,7 @@ class Slabs {
   void set(const Slab& slab, uint64_t* words, const Y& y, const Z& z) {
     const uint32_t stride = static_cast<uint32_t>(64 * slab.width);
     const uint32_t origin = static_cast<uint32_t>(slab.corner[2]) * stride + static_cast<uint32_t>(slab.corner[3]);
-    const int32_t* const coords = coords_;
+    const int32_t* const coords = rows_.coords;
     uint32_t* const bits = bit_.data();
     const auto one = [=](int64_t i) {
       uint64_t both;
@@ -170,7 +138,7 @@ class Slabs {
     for (int64_t i = slab.begin + 4 * quarter; i < slab.end; ++i) one(i);
   }
 
-  const int32_t* coords_;
+  const OrderedRows rows_;
   const Factor factor_;
   std::vector<Task> tasks_;
   Buffer<uint32_t> bit_;
@@ -314,7 +282,21 @@ Coarse new_coarse(const Tensor& coords, int64_t parents) {
   return {new_coords(coords, parents), new_rows(coords, coords.size(0)), new_rows(coords, parents)};
 }
 
+void write_parents(const Octants& octants, const Features& features, Coarse& coarse) {
+  octants.write(
+      {data_of<int32_t>(coarse.coords),
+       data_of<int64_t>(coarse.inverse),
+       data_of<int64_t>(coarse.counts),
+       {features.in, features.out, features.channels, features.is_double, features.reduction == Reduction::max,
+        features.reduction == Reduction::mean, features.include_self, features.large}});
+}
+
 std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_coarsen(Tensor coords, int64_t fx, int64_t fy, int64_t fz) {
+  if (const auto octants = Octants::of(coords, {fx, fy, fz})) {
+    Coarse coarse = new_coarse(coords, octants->parents);
+    write_parents(*octants, Features(), coarse);
+    return {coarse.coords, coarse.inverse, coarse.counts, 0};
+  }
   if (const auto slabs = Slabs::of(coords, {fx, fy, fz})) {
     Coarse coarse = new_coarse(coords, slabs->parents);
     write_parents(*slabs, Features(), coarse);
@@ -327,9 +309,9 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> voxel_coarsen(Tensor coords, int64_t
 std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t> voxel_downsample(Tensor coords, Tensor feats, int64_t fx,
                                                                      int64_t fy, int64_t fz, int64_t reduction,
                                                                      bool include_self) {
-  if (const auto slabs = Slabs::of(coords, {fx, fy, fz})) {
-    Coarse coarse = new_coarse(coords, slabs->parents);
-    Tensor out = new_tensor(feats, {slabs->parents, feats.size(1)}, feats.scalar_type());
+  const auto write = [&](const auto& found) -> std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t> {
+    Coarse coarse = new_coarse(coords, found.parents);
+    Tensor out = new_tensor(feats, {found.parents, feats.size(1)}, feats.scalar_type());
     const Features features{static_cast<const char*>(feats.const_data_ptr()),
                             data_of<char>(out),
                             feats.size(1),
@@ -337,9 +319,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t> voxel_downsample(Tensor coor
                             static_cast<Reduction>(reduction),
                             include_self,
                             out.numel() * static_cast<int64_t>(out.element_size()) > int64_t{8} << 20};
-    write_parents(*slabs, features, coarse);
+    write_parents(found, features, coarse);
     return {coarse.coords, out, coarse.inverse, coarse.counts, 0};
-  }
+  };
+  if (const auto octants = Octants::of(coords, {fx, fy, fz})) return write(*octants);
+  if (const auto slabs = Slabs::of(coords, {fx, fy, fz})) return write(*slabs);
   const auto [coarse, faults] = coarsen_by_lines(coords, fx, fy, fz);
   if (faults) return {coarse.coords, feats, coarse.inverse, coarse.counts, faults};
   const auto [out, ok] = reduce_features(feats, coarse.inverse, coarse.coords.size(0), reduction, include_self);
