@@ -6,9 +6,10 @@ One public operator per op, its schema in Python; the operator's body picks the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.autograd import forward_ad
@@ -132,6 +133,36 @@ def define_op(
         torch.library.register_autograd(f"cvctoolkit::{name}", with_backend, setup_context=setup_context, lib=_LIBRARY)
     OPERATORS[name] = operator
     return operator
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def names_itself(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A public function made of others, or of operators that are called otherwise: their errors name it instead.
+
+    Arguments that it hands on must have the names that they have there.
+    """
+    name = function.__name__
+
+    @functools.wraps(function)
+    def named(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except (TypeError, ValueError, RuntimeError) as error:
+            inner, separator, text = str(error).partition(": ")
+            if separator and (inner in OPERATORS or inner in _public_names()):
+                error.args = (f"{name}: {text}",)
+            raise
+
+    return named
+
+
+def _public_names() -> list[str]:
+    from cvctoolkit import ops
+
+    return ops.__all__
 
 
 class _OnceDifferentiable(torch.autograd.Function):

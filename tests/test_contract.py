@@ -200,8 +200,55 @@ def test_every_public_function_is_documented():
 
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if has_backend_argument(s)], ids=str)
 def test_an_unknown_backend_is_refused(sample: Sample):
-    with pytest.raises(ValueError, match="no backend 'cuda_magic'"):
+    name = sample.op.__name__
+    with pytest.raises(ValueError, match=f"^{name}: no backend 'cuda_magic'"):
         sample.op(**sample.make(torch.float32, "cpu"), backend="cuda_magic")
+    with pytest.raises(TypeError, match=f"^{name}: backend must be a string or None, got int"):
+        sample.op(**sample.make(torch.float32, "cpu"), backend=3)
+
+
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if has_backend_argument(s)], ids=str)
+def test_a_backend_that_an_operator_lacks_is_refused(sample: Sample):
+    """By whatever the function consists of, in its own name."""
+    calls = recorded(sample, torch.float32, "cpu")
+    for backend in _backend.ORDER:
+        if all(backend in operator.backends for operator, _ in calls):
+            continue
+        try:
+            sample.op(**sample.make(torch.float32, "cpu"), backend=backend)
+        except ValueError as error:  # else a part of it is there, and that part was meant
+            assert str(error).startswith(f"{sample.op.__name__}: "), error
+
+
+STRANGERS = {
+    "object": lambda value: object(),
+    "string": lambda value: "nonsense",
+    "list": lambda value: [object()],
+    "nan": lambda value: float("nan"),
+    "negative": lambda value: -7,
+    "scalar": lambda value: torch.zeros(()),
+    "many dimensions": lambda value: torch.zeros([1] * 9),
+    "bytes": lambda value: torch.zeros(3, 4, dtype=torch.int8),
+    "complex": lambda value: torch.zeros(2, 2, dtype=torch.complex64),
+    "sparse": lambda value: torch.zeros(2, 2).to_sparse(),
+    "one dimension more": lambda value: value[None] if isinstance(value, torch.Tensor) else object(),
+    "one row": lambda value: value[:1] if isinstance(value, torch.Tensor) and value.dim() else object(),
+}
+
+
+@pytest.mark.parametrize("op", dict.fromkeys(s.op for s in SAMPLES), ids=lambda op: op.__name__)
+def test_every_error_names_the_function_that_was_called(op):
+    """Not one that it consists of; and no argument comes as far as to fail inside torch."""
+    sample = next(s for s in SAMPLES if s.op is op and "empty" not in s.name)
+    for argument in sample.make(torch.float32, "cpu"):
+        for kind, stranger in STRANGERS.items():
+            kwargs = sample.make(torch.float32, "cpu")
+            kwargs[argument] = stranger(kwargs[argument])
+            try:
+                op(**kwargs)
+            except Exception as error:
+                refused = isinstance(error, (TypeError, ValueError)) and str(error).startswith(f"{op.__name__}: ")
+                assert refused, (argument, kind, error)
 
 
 def test_an_explicit_backend_is_refused_with_its_reasons():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cvctoolkit import _checks
+from cvctoolkit._library import names_itself
 from cvctoolkit.ops.cameras.reference import matmul
 
 _FLOATS = _checks.FLOAT32_64
@@ -27,11 +28,12 @@ def rescale_intrinsics(Ks: Tensor, scale: float | tuple[float, float]) -> Tensor
     """
     op = "rescale_intrinsics"
     _checks.tensor(op, "Ks", Ks, "... 3 3", _FLOATS)
-    x, y = scale if isinstance(scale, (tuple, list)) else (scale, scale)
+    x, y = scale if isinstance(scale, (tuple, list)) and len(scale) == 2 else (scale, scale)
     rows = [_checks.number(op, "scale", x, above=0), _checks.number(op, "scale", y, above=0), 1.0]
     return Ks * Ks.new_tensor(rows)[:, None]
 
 
+@names_itself
 def intrinsics_from_normalized(Ks: Tensor, width: int, height: int) -> Tensor:
     """Pixel intrinsics from ones normalised by the image size (pixelSplat, MVSplat: x and y in [0, 1]).
 

@@ -172,6 +172,9 @@ def structured_depth_noise(
         _broadcastable(op, f"noise[{i}]", grid.shape[:-2], depth.shape[:-2])
         if grid.dim() > depth.dim():
             raise ValueError(f"{op}: noise[{i}] must have no more dimensions than depth, got {list(grid.shape)}")
+        if torch.broadcast_shapes(grid.shape[:-2], depth.shape[:-2]) != depth.shape[:-2]:
+            expected = [*depth.shape[:-2], r, r]
+            raise ValueError(f"{op}: noise[{i}] must broadcast to shape {expected}, got {list(grid.shape)}")
     if not sizes:
         return depth.clone()
     noisy = reference.structured_depth_noise(depth, noise, scales)

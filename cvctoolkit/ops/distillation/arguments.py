@@ -34,7 +34,7 @@ def floating(op: str, name: str, value: Any) -> Tensor:
     """A tensor of a floating dtype."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype not in _checks.FLOATING:
+    if value.dtype not in _checks.FLOATING or value.layout != torch.strided:
         _checks.tensor(op, name, value, "...", _checks.FLOATING)
     return value
 
@@ -44,6 +44,17 @@ def sample(op: str, value: Any, name: str = "x") -> Tensor:
     if floating(op, name, value).dim() < 2:
         raise ValueError(f"{op}: {name} must have shape [B, ...] with two dimensions or more, got {list(value.shape)}")
     return value
+
+
+def _entries(op: str, name: str, value: Any) -> list[Any]:
+    try:
+        return list(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be a sequence, got {type(value).__name__}") from None
+
+
+def _flags(op: str, name: str, values: Any) -> list[bool]:
+    return [_checks.flag(op, f"{name}[{k}]", v) for k, v in enumerate(_entries(op, name, values))]
 
 
 def like(op: str, name: str, value: Any, x: Tensor) -> Tensor:
@@ -115,9 +126,12 @@ def combined(
     count = len(predictions)
     if not 1 <= count <= MAX_PREDICTIONS:
         raise ValueError(f"{op}: predictions must be 1 to {MAX_PREDICTIONS} tensors, got {count}")
-    factors = [_checks.number(op, f"coefficients[{k}]", c) for k, c in enumerate(coefficients)]
-    flags = [False] * count if at_t_plus is None else [bool(f) for f in at_t_plus]
-    kinds = [prediction_type] * count if isinstance(prediction_type, str) else list(prediction_type)
+    factors = [
+        _checks.number(op, f"coefficients[{k}]", c) for k, c in enumerate(_entries(op, "coefficients", coefficients))
+    ]
+    flags = [False] * count if at_t_plus is None else _flags(op, "at_t_plus", at_t_plus)
+    one_kind = isinstance(prediction_type, str)
+    kinds = [prediction_type] * count if one_kind else _entries(op, "prediction_type", prediction_type)
     for name, values in (("coefficients", factors), ("at_t_plus", flags), ("prediction_type", kinds)):
         if len(values) != count:
             raise ValueError(f"{op}: {name} must have one entry per prediction, {count}, got {len(values)}")

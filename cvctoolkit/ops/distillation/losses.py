@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cvctoolkit import _checks
+from cvctoolkit._library import names_itself
 from cvctoolkit.ops.distillation import arguments, reference
 from cvctoolkit.ops.distillation.op import DistillationInfo, score_distillation
 
@@ -29,6 +30,7 @@ def _guided(
     return [cond, uncond], [of_cond, 1 - of_cond]
 
 
+@names_itself
 def asd_loss(
     x: Tensor,
     eps_t: Tensor,
@@ -133,6 +135,7 @@ def _mse_through(
     return loss, DistillationInfo(fixed.to(x.dtype), fixed.square().sum().sqrt(), (~fixed.isfinite()).sum())
 
 
+@names_itself
 def sds_loss(
     x: Tensor,
     eps: Tensor,
@@ -177,6 +180,7 @@ def sds_loss(
     )  # fmt: skip
 
 
+@names_itself
 def csd_loss(
     x: Tensor,
     eps_cond: Tensor,
@@ -208,6 +212,7 @@ def csd_loss(
     return score_distillation(x, [eps_cond, eps_uncond], [1.0, -1.0], weight, t=t, **options)
 
 
+@names_itself
 def vsd_loss(
     x: Tensor,
     eps: Tensor,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op, once_differentiable
+from cvctoolkit._library import define_op, names_itself, once_differentiable
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.distillation import arguments, reference
 from cvctoolkit.ops.distillation.arguments import MAX_PREDICTIONS
@@ -261,6 +261,7 @@ def noised_batch(
     return _noised_batch(x, noise, t, t_plus, table, PATHS.index(path), copies, dtype, backend=backend)
 
 
+@names_itself
 def add_noise_pair(
     x: Tensor,
     noise: Tensor,
@@ -426,8 +427,9 @@ def score_distillation(
     reduced = REDUCTIONS.index(_checks.choice(op, "reduction", reduction, REDUCTIONS))
     used = [*used, *[None] * (MAX_PREDICTIONS - len(used))]
     with torch.no_grad():
+        normalize = _checks.flag(op, "normalize", normalize)
         loss, grad, norm, count = _score_distillation(
-            x.detach(), *used, *rest, limit, outcome, bool(normalize), reduced, backend=backend
+            x.detach(), *used, *rest, limit, outcome, normalize, reduced, backend=backend
         )
     if x.requires_grad and torch.is_grad_enabled():
         divisor = {"batch_sum": x.shape[0], "mean": x.numel(), "none": 1}[reduction]

@@ -377,7 +377,7 @@ def epipolar_attention(
         raise ValueError(
             f"{op}: query must have num_heads * C = {heads} * {channels} channels, C >= 1, got {query.shape[2]}"
         )
-    scale = _checks.number(op, "scale", scale)
+    scale, return_lse = _checks.number(op, "scale", scale), _checks.flag(op, "return_lse", return_lse)
     kind = reference.ACTIVATIONS.index(_checks.choice(op, "activation", activation, reference.ACTIVATIONS))
     mask = _checks.choice(op, "out_of_bounds", out_of_bounds, _OUT_OF_BOUNDS) == "mask"
     grid, map_size = (query.shape[3], query.shape[4]), (maps.shape[4], maps.shape[5])

@@ -215,12 +215,14 @@ def projected_epipolar_attention(
         raise ValueError(f"{op}: weight must have shape [Ch >= 1, N, C], got {list(weight.shape)}")
     wide = heads * channels
     _around(op, "query", query_weight, (wide, query.shape[2]), {"query_bias": query_bias}, wide, query)
+    if out_weight is not None:
+        _checks.tensor(op, "out_weight", out_weight, "Co N", dtype, device=device)
     out_channels = wide if out_weight is None else out_weight.shape[0]
     behind = {"out_bias": out_bias, "attended_bias": attended_bias}
     _around(op, "out", out_weight, (out_channels, wide), behind, out_channels, query)
     if query_weight is None and query.shape[2] != wide:
         raise ValueError(f"{op}: query must have num_heads * Ch = {wide} channels, got {query.shape[2]}")
-    scale = _checks.number(op, "scale", scale)
+    scale, return_lse = _checks.number(op, "scale", scale), _checks.flag(op, "return_lse", return_lse)
     kind = reference.ACTIVATIONS.index(_checks.choice(op, "activation", activation, reference.ACTIVATIONS))
     mask = _checks.choice(op, "out_of_bounds", out_of_bounds, ("zero", "mask")) == "mask"
     block = 0 if channel_block is None else _checks.integer(op, "channel_block", channel_block, at_least=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op
+from cvctoolkit._library import define_op, names_itself
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.flow import arguments, reference
 from cvctoolkit.ops.flow import backward as _gradients
@@ -280,6 +280,7 @@ def flow_step(
     return _step("flow_step", x, v_cond, v_uncond, sigma, sigma_next, guidance, samples, None, backend)
 
 
+@names_itself
 def masked_flow_step(
     x: Tensor,
     v_cond: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvctoolkit import _checks, _native
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op, dynamic_sizes
+from cvctoolkit._library import define_op, dynamic_sizes, names_itself
 from cvctoolkit.ops.matching import reference
 from cvctoolkit.ops.mesh import build_bvh, closest_point_on_mesh
 
@@ -168,13 +168,16 @@ def adjacent_pairs(num_views: int, *, ring: bool = True, symmetric: bool = False
         TypeError: Wrong argument types.
         ValueError: ``num_views`` is negative.
     """
-    views = torch.arange(_checks.integer("adjacent_pairs", "num_views", num_views, at_least=0))
+    op = "adjacent_pairs"
+    ring, symmetric = _checks.flag(op, "ring", ring), _checks.flag(op, "symmetric", symmetric)
+    views = torch.arange(_checks.integer(op, "num_views", num_views, at_least=0))
     pairs = torch.stack([views[:-1], views[1:]], 1)
     if ring and num_views > 2:
         pairs = torch.cat([pairs, torch.tensor([[num_views - 1, 0]])])
     return torch.cat([pairs, pairs.flip(1)]) if symmetric else pairs
 
 
+@names_itself
 def cvc_score(
     points: Tensor,
     confidences: Tensor,

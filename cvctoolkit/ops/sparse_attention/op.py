@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op
+from cvctoolkit._library import define_op, names_itself
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.sparse_attention import reference, sdpa
 
@@ -190,6 +190,7 @@ def checked_scale(op: str, scale: float | None, q: Tensor) -> float:
     return 1 / math.sqrt(q.shape[2]) if scale is None else _checks.number(op, "scale", scale)
 
 
+@names_itself
 def varlen_attention(
     q: Tensor,
     k: Tensor,
@@ -247,10 +248,12 @@ def varlen_attention(
         offsets_k = checked_offsets(op, "cu_seqlens_k", cu_seqlens_k, q)
         rows_k = checked_rows(op, "permutation_k", permutation_k, k)
     factor = checked_scale(op, scale, q)
-    out, lse = _ragged(q, k, v, rows_q, rows_k, offsets_q, offsets_k, None, factor, bool(return_lse), backend=backend)
+    return_lse = _checks.flag(op, "return_lse", return_lse)
+    out, lse = _ragged(q, k, v, rows_q, rows_k, offsets_q, offsets_k, None, factor, return_lse, backend=backend)
     return VarlenOutput(out, lse) if return_lse else out
 
 
+@names_itself
 def block_sparse_attention(
     q: Tensor,
     k: Tensor,
@@ -302,8 +305,9 @@ def block_sparse_attention(
         checked_rows(op, "permutation", permutation, q),
         checked_rows(op, "permutation_k", permutation_k, k),
     )
+    return_lse = _checks.flag(op, "return_lse", return_lse)
     out, lse = _ragged(
         q, k, v, rows_q, rows_k, offsets_q, offsets_k, block_indices.int().contiguous(), checked_scale(op, scale, q),
-        bool(return_lse), backend=backend,
+        return_lse, backend=backend,
     )  # fmt: skip
     return VarlenOutput(out, lse) if return_lse else out

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cvctoolkit import _checks
-from cvctoolkit._library import define_op
+from cvctoolkit._library import define_op, names_itself
 
 
 class RopePhases(NamedTuple):
@@ -133,9 +133,12 @@ def apply_rope(
             raise ValueError(f"{op}: {name} must have shape [{x.shape[0]}, {x.shape[2]} / 2], got {list(t.shape)}")
         if t.requires_grad:
             raise ValueError(f"{op}: {name} must not require a gradient: angles are constants")
-    return _apply_rope(x, phases[0], phases[1], bool(interleaved), bool(inverse), backend=backend)
+    interleaved = _checks.flag(op, "interleaved", interleaved)
+    inverse = _checks.flag(op, "inverse", inverse)
+    return _apply_rope(x, phases[0], phases[1], interleaved, inverse, backend=backend)
 
 
+@names_itself
 def rope_3d(
     x: Tensor,
     coords: Tensor,

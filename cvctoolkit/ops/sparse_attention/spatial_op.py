@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cvctoolkit import _checks
-from cvctoolkit._library import define_op
+from cvctoolkit._library import define_op, names_itself
 from cvctoolkit.ops.sparse_attention import reference
 from cvctoolkit.ops.sparse_attention.op import (
     block_sparse_attention,
@@ -150,6 +150,7 @@ def select_blocks(
     )  # fmt: skip
 
 
+@names_itself
 def spatial_blocks(
     coords: Tensor,
     compression_block: int = 4,
@@ -201,6 +202,7 @@ def spatial_blocks(
     )
 
 
+@names_itself
 def spatial_sparse_attention(
     q: Tensor,
     k: Tensor,
@@ -275,7 +277,7 @@ def spatial_sparse_attention(
         if not torch.compiler.is_compiling():  # the number of blocks depends on the data
             _checks.same_shape(op, name, x, (count, *like.shape[1:]))
     order, groups = blocks.selection.permutation, blocks.selection.cu_seqlens
-    factor = checked_scale(op, scale, q)
+    factor, share_selection = checked_scale(op, scale, q), _checks.flag(op, "share_selection", share_selection)
     compressed = varlen_attention(
         q, means[0], means[1], blocks.batch, blocks.compressed_batch, permutation=order, scale=factor, backend=backend
     )

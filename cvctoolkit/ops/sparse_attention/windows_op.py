@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op, dynamic_sizes
+from cvctoolkit._library import define_op, dynamic_sizes, names_itself
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.sparse_attention import windows_reference as reference
 from cvctoolkit.ops.sparse_attention.op import checked_heads, varlen_attention
@@ -187,6 +187,7 @@ def _for(backend: str | None) -> str | None:
     return backend if backend in ("native", "reference") else None
 
 
+@names_itself
 def window_attention(
     q: Tensor,
     k: Tensor,
@@ -226,6 +227,7 @@ def window_attention(
     return _attend("window_attention", q, k, v, coords, partition, scale, backend)
 
 
+@names_itself
 def serialized_attention(
     q: Tensor,
     k: Tensor,

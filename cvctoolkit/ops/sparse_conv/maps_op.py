@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op, dynamic_sizes
+from cvctoolkit._library import define_op, dynamic_sizes, names_itself
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.sparse_conv import reference
 from cvctoolkit.ops.voxels.conventions import DUPLICATE, MAX_COORD, OUT_OF_RANGE, checked_coords, raise_faults
@@ -171,9 +171,11 @@ def conv_out_coords(
     op = "conv_out_coords"
     geometry = _geometry(op, kernel_size, stride, dilation, padding)
     extent = [MAX_COORD] * 3 if spatial_shape is None else triple(op, "spatial_shape", tuple(spatial_shape), at_least=1)
-    return _conv_out_coords(checked_coords(op, "coords", coords), *geometry, bool(transposed), extent, backend=backend)
+    transposed = _checks.flag(op, "transposed", transposed)
+    return _conv_out_coords(checked_coords(op, "coords", coords), *geometry, transposed, extent, backend=backend)
 
 
+@names_itself
 def neighbor_map(
     coords: Tensor,
     kernel_size: int | Sequence[int],
@@ -237,5 +239,6 @@ def neighbor_map(
             spatial_shape=extent,
             backend=None if backend == "native" else backend,  # on CUDA there is no native one
         )
-    found = _neighbor_map(coords, out_coords, *geometry, bool(transposed), backend=backend)
+    transposed = _checks.flag(op, "transposed", transposed)
+    found = _neighbor_map(coords, out_coords, *geometry, transposed, backend=backend)
     return NeighborMap(found, out_coords)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op
+from cvctoolkit._library import define_op, names_itself
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.sparse_conv import reference
 from cvctoolkit.ops.sparse_conv.maps_op import invert
@@ -280,6 +280,7 @@ def sparse_max_pool3d(feats: Tensor, neighbor_map: Tensor, *, backend: str | Non
     return _max_pool(*_checked("sparse_max_pool3d", feats, neighbor_map), backend=backend)[0]
 
 
+@names_itself
 def sparse_avg_pool3d(
     feats: Tensor, neighbor_map: Tensor, *, count_absent: bool = False, backend: str | None = None
 ) -> Tensor:
@@ -299,7 +300,9 @@ def sparse_avg_pool3d(
         TypeError: Wrong argument types.
         ValueError: Shapes, dtypes, devices or backend do not fit; a map entry is out of range (on a CPU).
     """
-    feats, neighbor_map = _checked("sparse_avg_pool3d", feats, neighbor_map)
+    op = "sparse_avg_pool3d"
+    feats, neighbor_map = _checked(op, feats, neighbor_map)
+    count_absent = _checks.flag(op, "count_absent", count_absent)
     total = _sum_pool(feats, neighbor_map, backend=backend)
     if count_absent:
         return total / neighbor_map.shape[1]

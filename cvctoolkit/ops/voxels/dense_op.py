@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op, dynamic_sizes
+from cvctoolkit._library import define_op, dynamic_sizes, names_itself
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.voxels import dense_reference as reference
 from cvctoolkit.ops.voxels.conventions import DUPLICATE, MAX_BATCH, MAX_COORD, OUT_OF_RANGE, checked_coords
@@ -184,6 +185,7 @@ def occupancy_to_coords(occupancy: Tensor, threshold: float = 0.5, *, backend: s
     return _occupancy_to_coords(occupancy.detach().contiguous(), threshold, backend=backend)
 
 
+@names_itself
 def to_dense(
     coords: Tensor,
     feats: Tensor,
@@ -220,10 +222,13 @@ def to_dense(
     feats = checked_feats(op, feats, coords)
     shape = checked_shape(op, spatial_shape)
     batch_size = _checks.integer(op, "batch_size", batch_size, at_least=0, at_most=MAX_BATCH)
-    fill = _checks.number(op, "fill_value", fill_value, finite=False) if fill_value == fill_value else math.nan
-    return _to_dense(feats, coords, batch_size, shape, fill, bool(assume_unique), backend=backend)
+    is_nan = isinstance(fill_value, (float, np.floating)) and fill_value != fill_value
+    fill = math.nan if is_nan else _checks.number(op, "fill_value", fill_value, finite=False)
+    assume_unique = _checks.flag(op, "assume_unique", assume_unique)
+    return _to_dense(feats, coords, batch_size, shape, fill, assume_unique, backend=backend)
 
 
+@names_itself
 def from_dense(dense: Tensor, coords: Tensor, *, assume_unique: bool = False, backend: str | None = None) -> Tensor:
     """Reads the features of voxels from a dense volume. The inverse is `to_dense`.
 
@@ -248,4 +253,5 @@ def from_dense(dense: Tensor, coords: Tensor, *, assume_unique: bool = False, ba
     if dense.shape[0] > MAX_BATCH or any(size > MAX_COORD for size in dense.shape[2:]):
         raise ValueError(f"{op}: dense must be at most {MAX_BATCH} volumes of {MAX_COORD}³, got {list(dense.shape)}")
     coords = checked_coords(op, "coords", coords, device=dense.device)
-    return _from_dense(dense.contiguous(), coords, bool(assume_unique), backend=backend)
+    assume_unique = _checks.flag(op, "assume_unique", assume_unique)
+    return _from_dense(dense.contiguous(), coords, assume_unique, backend=backend)

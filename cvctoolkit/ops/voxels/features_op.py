@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op
+from cvctoolkit._library import define_op, names_itself
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.voxels import dense_reference as reference
 from cvctoolkit.ops.voxels.conventions import DUPLICATE, OUT_OF_RANGE
@@ -150,6 +150,7 @@ def gather_features(feats: Tensor, index: Tensor, *, fill_value: float = 0.0, ba
     return _gather(feats, index, _checks.number(op, "fill_value", fill_value, finite=False), backend=backend)
 
 
+@names_itself
 def scatter_features(
     feats: Tensor, index: Tensor, num_rows: int, *, fill_value: float = 0.0, backend: str | None = None
 ) -> Tensor:
@@ -257,4 +258,5 @@ def reduce_features(
     _checks.same_shape(op, "index", index, feats.shape[:1])
     num_rows = _checks.integer(op, "num_rows", num_rows, at_least=0)
     _checks.choice(op, "reduce", reduce, _REDUCTIONS)
-    return _reduce(feats, index, num_rows, _REDUCTIONS.index(reduce), bool(include_self), backend=backend)
+    include_self = _checks.flag(op, "include_self", include_self)
+    return _reduce(feats, index, num_rows, _REDUCTIONS.index(reduce), include_self, backend=backend)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op, dynamic_sizes
+from cvctoolkit._library import define_op, dynamic_sizes, names_itself
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.cameras.op import CAMERA_MODELS
 from cvctoolkit.ops.mesh import build_bvh, cast_rays
@@ -66,7 +66,7 @@ _cut_with_seam = define_op(
 
 
 def _options(op: str, tolerance: float, invalid: str, connectivity: int) -> tuple[float, bool, int]:
-    if connectivity not in _CONNECTIVITY:
+    if _checks.integer(op, "connectivity", connectivity) not in _CONNECTIVITY:
         raise ValueError(f"{op}: connectivity must be 6, 18 or 26, got {connectivity!r}")
     keep_invalid = _checks.choice(op, "invalid", invalid, _INVALID) == "keep"
     return _checks.number(op, "tolerance", tolerance), keep_invalid, _CONNECTIVITY[connectivity]
@@ -82,6 +82,7 @@ def _maps(value: Tensor, trailing: int) -> Tensor:
     return value[None] if value.dim() == trailing else value
 
 
+@names_itself
 def front_cut(
     coords: Tensor,
     resolution: int,
@@ -156,10 +157,12 @@ def front_cut(
         valid = valid & _maps(mask, 2)
     slack = tolerance * (hi - lo) / resolution
     tensors = (coords, depth.contiguous(), valid.contiguous(), Ks.contiguous(), viewmats.contiguous())
-    side = _front_side(*tensors, resolution, lo, hi, slack, ortho, bool(corner_triangles), backend=backend)
+    corner_triangles = _checks.flag(op, "corner_triangles", corner_triangles)
+    side = _front_side(*tensors, resolution, lo, hi, slack, ortho, corner_triangles, backend=backend)
     return _cut(coords, side, keep_invalid, steps, backend)
 
 
+@names_itself
 def front_cut_pointmap(
     coords: Tensor,
     resolution: int,

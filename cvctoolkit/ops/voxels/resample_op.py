@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op, dynamic_sizes
+from cvctoolkit._library import define_op, dynamic_sizes, names_itself
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.voxels import dense_reference
 from cvctoolkit.ops.voxels import resample_reference as reference
@@ -188,6 +188,7 @@ def _factors(op: str, value: int | Sequence[int]) -> list[int]:
     return [_checks.integer(op, "factor", v, at_least=1, at_most=MAX_COORD) for v in values]
 
 
+@names_itself
 def downsample(
     coords: Tensor,
     feats: Tensor | None = None,
@@ -221,6 +222,7 @@ def downsample(
     coords = checked_coords(op, "coords", coords)
     factors = _factors(op, factor)
     _checks.choice(op, "reduce", reduce, ("mean", "max", "sum"))
+    include_self = _checks.flag(op, "include_self", include_self)
     if feats is not None:
         feats = checked_feats(op, feats, coords)
     if feats is None:
@@ -228,7 +230,7 @@ def downsample(
         return Downsampled(coarse, None, inverse, counts)
     if feats.dtype in _checks.FLOAT32_64:
         reduction = dense_reference.REDUCTIONS.index(reduce)
-        feats, *found = _downsample(feats, coords, factors, reduction, bool(include_self), backend=backend)
+        feats, *found = _downsample(feats, coords, factors, reduction, include_self, backend=backend)
         return Downsampled(found[0], feats, *found[1:])
     # Half precision has kernels for the coordinates only: a wish for native ones is one for those.
     coarse, inverse, counts = _coarsen(coords, factors, op, backend=backend)
@@ -243,6 +245,7 @@ def downsample(
     return Downsampled(coarse, feats, inverse, counts)
 
 
+@names_itself
 def subdivide(coords: Tensor, feats: Tensor | None = None, *, backend: str | None = None) -> Upsampled:
     """Splits every voxel into its eight children.
 
@@ -265,6 +268,7 @@ def subdivide(coords: Tensor, feats: Tensor | None = None, *, backend: str | Non
     return _upsample("subdivide", coords, feats, None, backend)
 
 
+@names_itself
 def upsample(coords: Tensor, feats: Tensor | None, child_mask: Tensor, *, backend: str | None = None) -> Upsampled:
     """Splits every voxel into those of its eight children that a mask names.
 
@@ -305,6 +309,7 @@ def _slots_backend(backend: str | None) -> str | None:
     return None if backend == "native" else backend
 
 
+@names_itself
 def spatial_to_channel(
     coords: Tensor, feats: Tensor, factor: int | Sequence[int] = 2, *, backend: str | None = None
 ) -> Downsampled:
@@ -336,6 +341,7 @@ def spatial_to_channel(
     return Downsampled(coarse, stacked.view(coarse.shape[0], children * feats.shape[1]), inverse, counts)
 
 
+@names_itself
 def channel_to_spatial(
     coords: Tensor, feats: Tensor, child_mask: Tensor | None = None, *, backend: str | None = None
 ) -> Upsampled:

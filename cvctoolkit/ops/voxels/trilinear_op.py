@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvctoolkit import _checks
 from cvctoolkit._backend import Backend
-from cvctoolkit._library import define_op
+from cvctoolkit._library import define_op, names_itself
 from cvctoolkit._native import kernels as _native
 from cvctoolkit.ops.voxels import trilinear_reference as reference
 from cvctoolkit.ops.voxels.conventions import checked_coords, raise_faults
@@ -103,6 +103,7 @@ _interpolate = define_op(
 # --- public function --------------------------------------------------------------------------------------------------
 
 
+@names_itself
 def sample_trilinear(
     coords: Tensor,
     feats: Tensor,
@@ -152,5 +153,6 @@ def sample_trilinear(
         _checks.same_shape(op, "batch_index", batch_index, points.shape[:1])
         batch_index = batch_index.long().contiguous()
     points = points.contiguous()
-    rows = _corners(points.detach(), batch_index, coords, resolution, lo, hi, bool(assume_unique), backend=backend)
+    assume_unique = _checks.flag(op, "assume_unique", assume_unique)
+    rows = _corners(points.detach(), batch_index, coords, resolution, lo, hi, assume_unique, backend=backend)
     return _interpolate(feats, points, rows, resolution, lo, hi, renormalize, backend=backend)
