@@ -54,7 +54,8 @@ def _entries(op: str, name: str, value: Any) -> list[Any]:
 
 
 def _flags(op: str, name: str, values: Any) -> list[bool]:
-    return [_checks.flag(op, f"{name}[{k}]", v) for k, v in enumerate(_entries(op, name, values))]
+    entries = [bool(v) if isinstance(v, int) else v for v in _entries(op, name, values)]  # 0 and 1 will do
+    return [_checks.flag(op, f"{name}[{k}]", v) for k, v in enumerate(entries)]
 
 
 def like(op: str, name: str, value: Any, x: Tensor) -> Tensor:
