@@ -170,6 +170,51 @@ def test_few_rows_long_lines_and_borders(isa):
                 )
 
 
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_slabs_unlike_the_one_before(isa):
+    """Far off, tall, wide and small ones in turns, on both sides of what is taken modulo a power of two."""
+    boxes = [(2, 3), (1, 3000), (500, 2), (5, 130), (70, 70), (1, 1), (3, 64), (64, 65), (200, 300), (2, 20000), (2, 2)]
+    corners = [(1000, 5000), (0, 0), (65000, 65530), (127, 127), (63, 191), (65535, 65535), (40, 130), (4095, 60)]
+    slabs = []
+    for k, (lines, width) in enumerate(boxes + boxes[::-1]):
+        y, z = corners[k % len(corners)]
+        y, z = min(y, 65536 - lines), min(z, 65536 - width)
+        box = torch.cartesian_prod(
+            torch.tensor([0]), torch.tensor([k]), torch.arange(lines) + y, torch.arange(width) + z
+        )
+        kept = torch.rand(len(box), generator=generator(k)) < 0.8
+        kept[0] = True
+        slabs.append(box[kept])
+    coords = torch.cat(slabs).int()
+    with _native.restricted_isa(isa):
+        for factor in (2, (1, 2, 2), (2, 2, 1), (1, 1, 2)):
+            assert_specified(coords, normal(13, len(coords), 1), factor=factor)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_disorder_anywhere_is_seen(isa):
+    coords = shell(24)
+    feats = normal(14, len(coords), 2)
+    with _native.restricted_isa(isa):
+        for row in [*range(1, 40), *range(900, 935), len(coords) - 1]:
+            swapped = coords.clone()
+            swapped[[row - 1, row]] = coords[[row, row - 1]]
+            repeated = coords.clone()
+            repeated[row] = coords[row - 1]
+            for given_coords in (swapped, repeated):
+                found = downsample(given_coords, feats)
+                expected = downsample(given_coords, feats.double(), backend="reference")
+                assert_same(
+                    [found.coords, found.inverse, found.counts], [expected.coords, expected.inverse, expected.counts]
+                )
+                torch.testing.assert_close(found.feats.double(), expected.feats, rtol=1e-5, atol=1e-5)
+            for column in range(4):
+                wrong = coords.clone()
+                wrong[row, column] += 65536
+                with pytest.raises(ValueError, match=r"downsample: coords"):
+                    downsample(wrong, feats)
+
+
 def test_maxima_of_nan_infinity_and_equals():
     coords = torch.tensor([[0, 0, 0, z] for z in range(8)], dtype=torch.int32)
     nan, inf = float("nan"), float("inf")

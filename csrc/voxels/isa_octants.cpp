@@ -1,10 +1,7 @@
-// Parents of eight children, compiled once per instruction set (common/isa.h).
-//
-// Rows are in order, so those that go to a line of parents are four streams, one for every x and y of children, each of
-// consecutive rows. From which children a parent has follows how many rows it takes from each: nothing is looked up,
-// every feature is read once, and a parent is summed in registers and written once, past the caches.
+// Finds the parents of eight children, compiled once per instruction set (common/isa.h).
 #include "common/isa.h"
 #include "common/simd.h"
+#include "voxels/keys.h"
 #include "voxels/octants.h"
 
 namespace cvc::voxels {
@@ -12,72 +9,144 @@ namespace {
 
 // --- marking ---------------------------------------------------------------------------------------------------------
 
-// One by one. Neighbours share a byte, whose next bit has to wait for the last one: four stretches take turns.
-inline void mark_rows(const OctantMap& map, const int32_t* coords, int64_t begin, int64_t end, int child) {
-  const int half_y = map.half_y, half_z = map.half_z, first_bit = 4 * child;
-  const int32_t corner_y = map.y << half_y, corner_z = map.z << half_z, width = static_cast<int32_t>(map.width);
-  uint8_t* const children = map.children;
-  const auto one = [=](int64_t row) {
-    const int32_t y = coords[4 * row + 2] - corner_y, z = coords[4 * row + 3] - corner_z;
-    const int octant = first_bit + 2 * (y & half_y) + (z & half_z);
-    children[(y >> half_y) * width + (z >> half_z)] |= static_cast<uint8_t>(1 << octant);
-  };
-  const int64_t quarter = (end - begin) / 4;
-  for (int64_t row = begin; row < begin + quarter; ++row)
-    for (int k = 0; k < 4; ++k) one(row + k * quarter);
-  for (int64_t row = begin + 4 * quarter; row < end; ++row) one(row);
-}
+constexpr int kRow = 4;  // numbers
+typedef Vec<uint32_t, kRow> Row;
 
-void mark(const OctantMap& given, const int32_t* coords, int64_t begin, int64_t end, int child) {
-  const OctantMap map = given;  // which no store can change
-  int64_t row = begin;
+// Takes rows in order, marks them, and at last tells what they were like.
+struct Marker {
+  const OctantMap map;  // a copy, which no store can change
+  const int32_t* const coords;
+  const uint64_t limit;
+  int64_t before;  // the key before
+  int64_t even = 0;
+  uint64_t descents = 0;  // 0: none
+  Row all = {}, least = ~Row{}, most = {};
+
+  void mark(uint32_t mark) { map.children[mark >> 8] |= static_cast<uint8_t>(mark); }
+
+  bool one(int64_t row) {
+    const int32_t* const at = coords + kRow * row;
+    fetch_ahead(at);
+    const uint64_t key = key_of(at);
+    if (key >= limit) return false;
+    const Row voxel = load<Row>(reinterpret_cast<const uint32_t*>(at));
+    all |= voxel;
+    least = voxel < least ? voxel : least;
+    most = voxel > most ? voxel : most;
+    descents |= static_cast<int64_t>(key) <= before;
+    before = static_cast<int64_t>(key);
+    const uint32_t x = static_cast<uint32_t>(key >> 32) & map.half[0];
+    const uint32_t y = static_cast<uint32_t>(key >> 16 & 0xFFFF), z = static_cast<uint32_t>(key & 0xFFFF);
+    even += !x;
+    const int64_t line = y >> map.half[1] & (map.lines - 1), place = z >> map.half[2] & (map.width - 1);
+    map.children[line * map.width + place] |=
+        static_cast<uint8_t>(1 << (4 * x + 2 * (y & map.half[1]) + (z & map.half[2])));
+    return true;
+  }
+
 #if defined(CVC_SIMD_AVX512)
-  // Sixteen rows at a time as (cell << 8 | bit). Of two neighbours along z with one parent only the second is marked,
-  // for both.
-  constexpr int64_t kGroup = 16, kBlock = 32 * kGroup;
-  uint32_t marks[kBlock + kGroup];
-  alignas(64) uint16_t order[32] = {};
-  for (int k = 0; k < 8; ++k) {
-    order[2 * k] = static_cast<uint16_t>(8 * k + 6);      // z
-    order[2 * k + 1] = static_cast<uint16_t>(8 * k + 4);  // y
-  }
-  const __m512i yz = _mm512_load_si512(order);
-  const auto both = [](int32_t y, int32_t z) {
-    return _mm512_set1_epi32(static_cast<int32_t>(static_cast<uint32_t>(y) << 16 | static_cast<uint32_t>(z)));
-  };
-  const __m512i corner = both(map.y << map.half_y, map.z << map.half_z);
-  const __m512i halves = both(map.half_y, map.half_z), strides = both(static_cast<int32_t>(map.width), 1);
-  const __m512i first = _mm512_set1_epi32(1 << (4 * child)), pair = _mm512_set1_epi32(map.half_z);
-  __m512i last_yz = _mm512_set1_epi32(-1), last_mark = _mm512_setzero_si512();
-  while (end - row >= kGroup) {
-    int64_t n = 0;
-    for (const int64_t stop = end - row < kBlock ? end : row + kBlock; stop - row >= kGroup; row += kGroup) {
-      const int32_t* const at = coords + 4 * row;
-      const __m512i low = _mm512_permutex2var_epi16(_mm512_loadu_si512(at), yz, _mm512_loadu_si512(at + 16));
-      const __m512i high = _mm512_permutex2var_epi16(_mm512_loadu_si512(at + 32), yz, _mm512_loadu_si512(at + 48));
-      const __m512i place = _mm512_sub_epi16(_mm512_inserti64x4(low, _mm512_castsi512_si256(high), 1), corner);
-      const __m512i cell = _mm512_madd_epi16(_mm512_srlv_epi16(place, halves), strides);
-      const __m512i parity = _mm512_and_si512(place, halves);
-      const __m512i octant = _mm512_or_si512(_mm512_srli_epi32(parity, 15), parity);
-      const __m512i bit = _mm512_sllv_epi32(first, _mm512_and_si512(octant, _mm512_set1_epi32(3)));
-      const __m512i own = _mm512_or_si512(_mm512_slli_epi32(cell, 8), bit);
-      const __m512i before = _mm512_alignr_epi32(place, last_yz, 15);
-      const __mmask16 second = _mm512_cmpeq_epi32_mask(_mm512_xor_si512(place, before), pair);
-      // The mark before, as yet without what came before it: a first one of two has nothing there.
-      const __m512i mark = _mm512_mask_or_epi32(own, second, own, _mm512_srli_epi32(bit, 1));
-      const __m512i done = _mm512_alignr_epi32(mark, last_mark, 15);
-      const __mmask16 kept = static_cast<__mmask16>(~second);
-      _mm512_storeu_si512(marks + n, _mm512_maskz_compress_epi32(kept, done));
-      n += __builtin_popcount(kept);
-      last_yz = place;
-      last_mark = mark;
+  // Sixteen rows at a time as (place << 8 | bit), as long as none is beyond the limit; returns where it stops. Of two
+  // neighbours along z with one parent only the second is marked, for both.
+  int64_t many(int64_t row, int64_t end) {
+    constexpr int64_t kGroup = 16, kBlock = 32 * kGroup;
+    uint32_t marks[kBlock + kGroup];
+    // Of four rows each: the words of fields 3, 2, 1, 0 of eight rows become eight keys.
+    const __m512i fields = _mm512_set_epi16(56, 58, 60, 62, 48, 50, 52, 54, 40, 42, 44, 46, 32, 34, 36, 38,  //
+                                            24, 26, 28, 30, 16, 18, 20, 22, 8, 10, 12, 14, 0, 2, 4, 6);
+    // Of y, z as two words.
+    const auto both = [](int64_t y, int64_t z) { return _mm512_set1_epi32(static_cast<int32_t>(y << 16 | z)); };
+    const __m512i halves = both(map.half[1], map.half[2]), strides = both(map.width, 1);
+    const __m512i within = both(map.lines - 1, map.width - 1);
+    const __m512i odd_x = _mm512_set1_epi64(int64_t{map.half[0]} << 32), pair = _mm512_set1_epi64(map.half[2]);
+    const __m512i beyond = _mm512_set1_epi64(static_cast<int64_t>(limit));
+    __m512i any = _mm512_setzero_si512(), low = _mm512_set1_epi32(-1), high = any;
+    __m512i last = _mm512_set1_epi64(before), last_mark = any;
+    unsigned not_greater = 0;
+    bool inside = true;
+    while (inside && end - row >= kGroup) {
+      int64_t n = 0;
+      for (const int64_t stop = end - row < kBlock ? end : row + kBlock; stop - row >= kGroup; row += kGroup) {
+        __m512i quad[4], keys[2], shifted[2];
+        for (int k = 0; k < 4; ++k) {
+          const int32_t* const at = coords + kRow * (row + 4 * k);
+          fetch_ahead(at);
+          quad[k] = _mm512_loadu_si512(at);
+        }
+        for (int k = 0; k < 2; ++k) keys[k] = _mm512_permutex2var_epi16(quad[2 * k], fields, quad[2 * k + 1]);
+        if (_mm512_cmpge_epu64_mask(keys[0], beyond) | _mm512_cmpge_epu64_mask(keys[1], beyond)) {
+          inside = false;
+          break;
+        }
+        any = _mm512_ternarylogic_epi64(any, quad[0], quad[1], 0xFE);
+        any = _mm512_ternarylogic_epi64(any, quad[2], quad[3], 0xFE);
+        shifted[0] = _mm512_alignr_epi64(keys[0], last, 7);
+        shifted[1] = _mm512_alignr_epi64(keys[1], keys[0], 7);
+        last = keys[1];
+        unsigned odd = 0, second = 0;
+        for (int k = 0; k < 2; ++k) {
+          not_greater |= _mm512_cmple_epi64_mask(keys[k], shifted[k]);
+          odd |= unsigned{_mm512_test_epi64_mask(keys[k], odd_x)} << (8 * k);
+          second |= unsigned{_mm512_cmpeq_epi64_mask(_mm512_xor_si512(keys[k], shifted[k]), pair)} << (8 * k);
+        }
+        even += kGroup - __builtin_popcount(odd);
+        const __m512i yz = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi64_epi32(keys[0])),
+                                              _mm512_cvtepi64_epi32(keys[1]), 1);
+        low = _mm512_min_epu16(low, yz);
+        high = _mm512_max_epu16(high, yz);
+        const __m512i parent = _mm512_and_si512(_mm512_srlv_epi16(yz, halves), within);
+        const __m512i place = _mm512_madd_epi16(parent, strides), parity = _mm512_and_si512(yz, halves);
+        const __m512i octant = _mm512_or_si512(_mm512_srli_epi32(parity, 15), parity);
+        const __m512i first =
+            _mm512_mask_blend_epi32(static_cast<__mmask16>(odd), _mm512_set1_epi32(1), _mm512_set1_epi32(1 << 4));
+        const __m512i bit = _mm512_sllv_epi32(first, _mm512_and_si512(octant, _mm512_set1_epi32(3)));
+        const __m512i own = _mm512_or_si512(_mm512_slli_epi32(place, 8), bit);
+        const __m512i mark = _mm512_mask_or_epi32(own, static_cast<__mmask16>(second), own, _mm512_srli_epi32(bit, 1));
+        const __mmask16 kept = static_cast<__mmask16>(~second);  // of the marks before these
+        _mm512_storeu_si512(marks + n, _mm512_maskz_compress_epi32(kept, _mm512_alignr_epi32(mark, last_mark, 15)));
+        n += __builtin_popcount(kept);
+        last_mark = mark;
+      }
+      for (int64_t k = 0; k < n; ++k) mark(marks[k]);
     }
-    for (int64_t k = 0; k < n; ++k) map.children[marks[k] >> 8] |= static_cast<uint8_t>(marks[k]);
+    mark(static_cast<uint32_t>(((Vec<int32_t, 16>)last_mark)[15]));
+    descents |= not_greater;
+    before = last[7];
+    for (int k = 0; k < 16; k += kRow) {
+      Row part = {};
+      for (int l = 0; l < kRow; ++l) part[l] = static_cast<uint32_t>(((Vec<int32_t, 16>)any)[k + l]);
+      all |= part;
+    }
+    for (int k = 0; k < 32; ++k) {
+      const uint32_t a = static_cast<uint16_t>(((Vec<int16_t, 32>)low)[k]);
+      const uint32_t b = static_cast<uint16_t>(((Vec<int16_t, 32>)high)[k]);
+      const int column = k % 2 == 0 ? 3 : 2;
+      least[column] = a < least[column] ? a : least[column];
+      most[column] = b > most[column] ? b : most[column];
+    }
+    return row;
   }
-  const uint32_t mark = static_cast<uint32_t>(((Vec<int32_t, 16>)last_mark)[15]);
-  map.children[mark >> 8] |= static_cast<uint8_t>(mark);
+#else
+  int64_t many(int64_t row, int64_t) { return row; }
 #endif
-  mark_rows(map, coords, row, end, child);
+
+  OctantRows finish(int64_t end) const {
+    OctantRows rows{end, even, descents == 0 && all[0] < kMaxBatch && (all[1] | all[2] | all[3]) < kMaxCoord, {}, {}};
+    for (int k = 0; k < 2; ++k) {
+      rows.low[k] = least[2 + k] >> map.half[1 + k];
+      rows.high[k] = most[2 + k] >> map.half[1 + k];
+    }
+    return rows;
+  }
+};
+
+OctantRows mark(const OctantMap& map, const int32_t* coords, int64_t begin, int64_t end, uint64_t limit) {
+  // The first row of all compares with nothing: as if a smaller one came before it.
+  const int64_t before = begin > 0 ? static_cast<int64_t>(key_of(coords + kRow * (begin - 1))) : -1;
+  Marker marker{map, coords, limit, before};
+  int64_t row = marker.many(begin, end);
+  Marker last = marker;  // in registers
+  while (row < end && last.one(row)) ++row;
+  return last.finish(row);
 }
 
 // --- listing ---------------------------------------------------------------------------------------------------------
@@ -102,20 +171,22 @@ inline uint64_t nonzero(const uint8_t* bytes) {
 #endif
 }
 
-void list(const OctantMap& given, OctantSlab* slab, OctantLine* lines, uint16_t* z, uint8_t* children) {
+void list(const OctantMap& given, const OctantRows& rows, OctantSlab* slab, OctantLine* lines, uint16_t* z,
+          uint8_t* children) {
   const OctantMap map = given;
+  const uint32_t z_begin = rows.low[1] & ~63u, z_end = rows.high[1] + 1;
   int64_t n = 0, l = 0;
-  for (int64_t line = 0; line < map.lines; ++line) {
+  for (uint32_t y = rows.low[0]; y <= rows.high[0]; ++y) {
+    uint8_t* const line = map.children + (y & (map.lines - 1)) * map.width;
     const int64_t before = n;
-    for (int64_t w = 0; w < map.width; w += 64) {
-      uint8_t* const bytes = map.children + line * map.width + w;
+    for (uint32_t first = z_begin; first < z_end; first += 64) {
+      uint8_t* const bytes = line + (first & (map.width - 1));
       uint64_t bits = nonzero(bytes);
       const int count = __builtin_popcountll(bits);
-      const int32_t first = map.z + static_cast<int32_t>(w);
       // Four at a time, though the last may be none: fewer branches that nobody foresees.
       for (int k = 0; k < count; k += 4)
         for (int j = 0; j < 4; ++j) {
-          const int at = bits ? __builtin_ctzll(bits) : 63;
+          const uint32_t at = bits ? static_cast<uint32_t>(__builtin_ctzll(bits)) : 63;
           z[n + k + j] = static_cast<uint16_t>(first + at);
           children[n + k + j] = bytes[at];
           bits &= bits - 1;
@@ -123,268 +194,14 @@ void list(const OctantMap& given, OctantSlab* slab, OctantLine* lines, uint16_t*
       n += count;
       __builtin_memset(bytes, 0, 64);
     }
-    lines[l] = {map.y + static_cast<int32_t>(line), static_cast<uint32_t>(n - before)};
+    lines[l] = {static_cast<int32_t>(y), static_cast<uint32_t>(n - before)};
     l += n > before;
   }
   slab->lines = l;
   slab->parents = n;
 }
 
-// --- writing ---------------------------------------------------------------------------------------------------------
-
-constexpr int kStreams = 4, kOctants = 8;
-
-// How many rows of each stream, of x and y of children, go to the n parents.
-inline void count_streams(const uint8_t* children, int64_t n, int64_t* counts) {
-  for (int s = 0; s < kStreams; ++s) counts[s] = 0;
-  for (int64_t k = 0; k < n; k += 8) {
-    uint64_t eight;
-    __builtin_memcpy(&eight, children + k, 8);
-    if (n - k < 8) eight &= (uint64_t{1} << (8 * (n - k))) - 1;
-    for (int s = 0; s < kStreams; ++s)
-      counts[s] += __builtin_popcountll(eight & uint64_t{0x0303030303030303} << (2 * s));
-  }
-}
-
-// The next rows of all streams.
-struct Streams {
-#if defined(CVC_SIMD_AVX512)
-  __m256i rows;  // of two lanes each
-  explicit Streams(const int64_t* row) {
-    uint32_t lanes[kOctants];
-    for (int k = 0; k < kOctants; ++k) lanes[k] = static_cast<uint32_t>(row[k / 2]);
-    rows = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes));
-  }
-  // Writes the rows of a parent, and what lies behind them.
-  void take(uint32_t children, uint32_t* list) {
-    const __m256i one = _mm256_set1_epi32(1);
-    const uint32_t even = children & 0x55, odd = children >> 1 & 0x55;
-    const __m256i own = _mm256_mask_add_epi32(rows, static_cast<__mmask8>(2 * even), rows, one);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(list),
-                        _mm256_maskz_compress_epi32(static_cast<__mmask8>(children), own));
-    rows = _mm256_mask_add_epi32(rows, static_cast<__mmask8>(3 * even), rows, one);
-    rows = _mm256_mask_add_epi32(rows, static_cast<__mmask8>(3 * odd), rows, one);
-  }
-#else
-  uint32_t rows[kStreams];
-  explicit Streams(const int64_t* row) {
-    for (int s = 0; s < kStreams; ++s) rows[s] = static_cast<uint32_t>(row[s]);
-  }
-  void take(uint32_t children, uint32_t* list) {
-#pragma GCC unroll 8
-    for (int k = 0; k < kOctants; ++k) {
-      const uint32_t there = children >> k & 1;
-      *list = rows[k / 2];
-      list += there;
-      rows[k / 2] += there;
-    }
-  }
-#endif
-};
-
-// Past the caches: the lines need not be fetched first.
-template <class T, class V>
-inline void stream(T* to, V v) {
-#if defined(CVC_SIMD_AVX512)
-  if constexpr (sizeof v == 64) {
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
-    return;
-  }
-#endif
-#if defined(__SSE2__)
-  for (size_t b = 0; b < sizeof v; b += 16) {
-    __m128i part;
-    __builtin_memcpy(&part, reinterpret_cast<const char*>(&v) + b, 16);
-    _mm_stream_si128(reinterpret_cast<__m128i*>(reinterpret_cast<char*>(to) + b), part);
-  }
-#else
-  store(to, v);
-#endif
-}
-inline void stream(int64_t* to, int64_t number) {
-#if defined(__SSE2__)
-  _mm_stream_si64(reinterpret_cast<long long*>(to), number);
-#else
-  *to = number;
-#endif
-}
-inline void stream(const uint32_t* numbers, int64_t n, int64_t add, int64_t* to) {
-  int64_t k = 0;
-#if defined(CVC_SIMD_AVX512)
-  for (; k < n && reinterpret_cast<uintptr_t>(to + k) % 64 != 0; ++k) to[k] = add + numbers[k];
-  for (; n - k >= 8; k += 8) {
-    const __m512i wide = _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(numbers + k)));
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + k), _mm512_add_epi64(wide, _mm512_set1_epi64(add)));
-  }
-#endif
-  for (; k < n; ++k) to[k] = add + numbers[k];
-}
-
-// The processor fetches ahead by itself, but not into the next page. Into the second level, which waits for more lines
-// at a time than the first. Nothing is read behind the rows: it is only asked for.
-constexpr int64_t kAhead = 16384;
-
-template <bool kMax, class V>
-inline V join(V sum, V row) {
-  if constexpr (kMax) {
-    return (row > sum) | (row != row) ? row : sum;
-  } else {
-    return sum + row;
-  }
-}
-
-// How the rows of a parent become one; and every row is told its parent.
-template <class T>
-struct Joining {
-  const T* rows;
-  T* out;
-  int64_t channels;
-  T first;
-  bool is_mean, from_zero;
-  uint32_t* parent_of;
-};
-
-// Of channels c … as many vectors as stay in registers at a time; returns behind which.
-template <class V, int kVectors, bool kMax, bool kStream, class T>
-inline int64_t join_vectors(const Joining<T>& by, const uint32_t* list, uint32_t n, int64_t c, uint32_t parent,
-                            T* out) {
-  constexpr int64_t kLanes = sizeof(V) / sizeof(T);
-  for (; c + kVectors * kLanes <= by.channels; c += kVectors * kLanes) {
-    V sums[kVectors];
-    for (int v = 0; v < kVectors; ++v) sums[v] = V{} + by.first;
-    for (uint32_t k = 0; k < n; ++k) {
-      const T* const row = by.rows + list[k] * by.channels + c;
-      if (c == 0) by.parent_of[list[k]] = parent;
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        if (v * sizeof(V) % 64 == 0) __builtin_prefetch(reinterpret_cast<const char*>(row + v * kLanes) + kAhead, 0, 2);
-        sums[v] = join<kMax>(sums[v], load<V>(row + v * kLanes));
-      }
-    }
-    const T divisor = static_cast<T>(n + by.from_zero);
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      const V result = by.is_mean ? sums[v] / divisor : sums[v];
-      if constexpr (kStream && sizeof(V) == kVectorBytes) {
-        stream(out + c + v * kLanes, result);
-      } else {
-        store(out + c + v * kLanes, result);
-      }
-    }
-  }
-  return c;
-}
-
-template <bool kMax, bool kStream, class T>
-inline void join_rows(const Joining<T>& by, const uint32_t* list, uint32_t n, uint32_t parent, T* out) {
-  int64_t c = join_vectors<Vec<T>, 8, kMax, kStream>(by, list, n, 0, parent, out);
-  c = join_vectors<Vec<T>, 4, kMax, kStream>(by, list, n, c, parent, out);
-  c = join_vectors<Vec<T>, 2, kMax, kStream>(by, list, n, c, parent, out);
-  c = join_vectors<Vec<T>, 1, kMax, kStream>(by, list, n, c, parent, out);
-  if constexpr (kVectorBytes > 16)
-    c = join_vectors<Vec<T, 16 / sizeof(T)>, 1, kMax, kStream>(by, list, n, c, parent, out);
-  join_vectors<Vec<T, 1>, 1, kMax, kStream>(by, list, n, c, parent, out);
-}
-
-struct Slab {
-  const OctantSlab slab;
-  const OctantLine* lines;
-  const uint16_t* z;
-  const uint8_t* children;
-  int64_t first;
-  const OctantOutputs out;
-  uint32_t* parent_of;
-};
-
-// Without features. Every stream tells two rows their parent, and where one of them is not its own, tells it again or
-// leaves it to the stream that comes next: rows are told in order.
-void write_maps(const Slab& given) {
-  const Slab s = given;
-  for (int p = 0; p < 2; ++p) {
-    const uint8_t* children = s.children;
-    uint32_t* to = s.parent_of + s.slab.planes[p];
-    uint32_t parent = 0;
-    for (int64_t l = 0; l < s.slab.lines; ++l) {
-      const uint32_t count = s.lines[l].count;
-      for (int shift = 4 * p; shift < 4 * p + 4; shift += 2)
-        for (uint32_t k = 0; k < count; ++k) {
-          const uint32_t there = children[k] >> shift & 3;
-          to[0] = to[1] = parent + k;
-          to += (there & 1) + (there >> 1);
-        }
-      parent += count;
-      children += count;
-    }
-  }
-  int64_t parent = 0;
-  for (int64_t l = 0; l < s.slab.lines; ++l) {
-    Vec<int32_t, 4> voxel = {s.slab.batch, s.slab.x, s.lines[l].y, 0};
-    for (const int64_t end = parent + s.lines[l].count; parent < end; ++parent) {
-      voxel[3] = s.z[parent];
-      stream(s.out.coords + 4 * (s.first + parent), voxel);
-      stream(s.out.counts + s.first + parent, static_cast<int64_t>(__builtin_popcount(s.children[parent])));
-    }
-  }
-}
-
-template <class T, bool kMax, bool kStream>
-void write(const Slab& given) {
-  const Slab s = given;
-  const OctantFeatures& f = s.out.features;
-  const T nothing = kMax && !f.from_zero ? -static_cast<T>(__builtin_inff()) : T(0);
-  const Joining<T> by{
-      static_cast<const T*>(f.rows), static_cast<T*>(f.out), f.channels, nothing, f.is_mean, f.from_zero, s.parent_of};
-  const uint8_t* children = s.children;
-  const uint16_t* z = s.z;
-  int64_t plane[2] = {s.slab.planes[0], s.slab.planes[1]}, parent = s.first;
-  for (int64_t l = 0; l < s.slab.lines; ++l) {
-    const int64_t count = s.lines[l].count;
-    int64_t of[kStreams];
-    count_streams(children, count, of);
-    const int64_t rows[kStreams] = {plane[0], plane[0] + of[0], plane[1], plane[1] + of[2]};
-    plane[0] += of[0] + of[1];
-    plane[1] += of[2] + of[3];
-    Streams streams(rows);
-    Vec<int32_t, 4> voxel = {s.slab.batch, s.slab.x, s.lines[l].y, 0};
-    for (int64_t k = 0; k < count; ++k, ++parent) {
-      uint32_t list[kOctants];
-      const uint32_t there = children[k], n = static_cast<uint32_t>(__builtin_popcount(there));
-      streams.take(there, list);
-      voxel[3] = z[k];
-      stream(s.out.coords + 4 * parent, voxel);
-      stream(s.out.counts + parent, static_cast<int64_t>(n));
-      const uint32_t own = static_cast<uint32_t>(parent - s.first);
-      join_rows<kMax, kStream>(by, list, n, own, by.out + parent * by.channels);
-    }
-    z += count;
-    children += count;
-  }
-}
-
-template <class T, bool kMax>
-void write(const Slab& slab) {
-  const OctantFeatures& f = slab.out.features;
-  const uintptr_t bits = reinterpret_cast<uintptr_t>(f.out) | static_cast<uintptr_t>(f.channels * sizeof(T));
-  f.large&& bits % 64 == 0 ? write<T, kMax, true>(slab) : write<T, kMax, false>(slab);
-}
-
-void write(const OctantSlab& slab, const OctantLine* lines, const uint16_t* z, const uint8_t* children, int64_t first,
-           const OctantOutputs& out, uint32_t* scratch) {
-  const Slab all{slab, lines, z, children, first, out, scratch - slab.begin};
-  if (out.features.channels == 0) {
-    write_maps(all);
-  } else if (out.features.is_double) {
-    out.features.is_max ? write<double, true>(all) : write<double, false>(all);
-  } else {
-    out.features.is_max ? write<float, true>(all) : write<float, false>(all);
-  }
-  stream(scratch, slab.end - slab.begin, first, out.inverse + slab.begin);
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
-}
-
-constexpr OctantKernels kKernels{mark, list, write};
+constexpr OctantKernels kKernels{mark, list};
 
 }  // namespace
 

@@ -1,20 +1,29 @@
 #include "voxels/octants_cpu.h"
 
+#include <bit>
+
 #include "common/isa.h"
 #include "voxels/cells.h"
 
 namespace cvc::voxels {
 
+// As large as the slabs so far needed it.
 struct Octants::Map {
-  // Zeros, as every slab leaves them behind.
-  uint8_t* of_size(int64_t size) {
-    if (bytes.size() < size) {
-      bytes = Buffer<uint8_t>(size);
-      std::memset(bytes.data(), 0, size);
-    }
-    return bytes.data();
+  explicit Map(const Factor& factor) {
+    const Divider* const f[3] = {&factor.x, &factor.y, &factor.z};
+    for (int k = 0; k < 3; ++k) map.half[k] = f[k]->value == 2;
+    resize(64, 64);
   }
 
+  void resize(int64_t lines, int64_t width) {
+    if (lines * width > bytes.size()) bytes = Buffer<uint8_t>(lines * width);
+    std::memset(bytes.data(), 0, bytes.size());
+    map.children = bytes.data();
+    map.lines = lines;
+    map.width = width;
+  }
+
+  OctantMap map;
   Buffer<uint8_t> bytes;
 };
 
@@ -32,7 +41,7 @@ std::optional<Octants> Octants::of(const torch::stable::Tensor& coords, const Fa
   Octants octants(coords, factor);
   std::atomic<bool> fine{true};
   for_each_task(
-      static_cast<int64_t>(octants.tasks_.size()), [] { return Map(); },
+      static_cast<int64_t>(octants.tasks_.size()), [&] { return Map(factor); },
       [&](int64_t t, Map& map) {
         if (fine.load(std::memory_order_relaxed) && !octants.list(t, map)) fine.store(false);
       });
@@ -49,42 +58,35 @@ bool Octants::list(int64_t t, Map& scratch) {
   Task& task = tasks_[t];
   const int64_t bytes_per_row = 4 * words_per_row.load(std::memory_order_relaxed);
   for (int64_t begin = task.begin, end; begin < task.end; begin = end) {
-    const uint64_t limit = factor_.next_slab(rows_.key(begin));
-    end = std::max(begin + 1, rows_.find(limit, begin, task.end));
-    const Scan scan = scan_rows(rows_.coords, begin, end, nullptr);
-    if (!scan.in_range || !scan.ascending || !scan.distinct || rows_.key(end - 1) >= limit) return false;
-
-    const auto field = [](uint64_t key, int k) { return static_cast<uint32_t>(key >> (48 - 16 * k) & 0xFFFF); };
-    OctantMap map{};
-    map.y = static_cast<int32_t>(factor_.y(field(scan.lowest, 2)));
-    map.z = static_cast<int32_t>(factor_.z(field(scan.lowest, 3)));
-    map.lines = factor_.y(field(scan.highest, 2)) - map.y + 1;
-    map.width = ((factor_.z(field(scan.highest, 3)) - map.z) / 64 + 1) * 64;
-    map.half_y = factor_.y.value == 2;
-    map.half_z = factor_.z.value == 2;
-    const int64_t size = map.lines * map.width;
-    constexpr int64_t kMost = 1 << 24, kLongest = 1 << 15;
-    if (size > bytes_per_row * (end - begin + 256) || size > kMost || map.lines >= kLongest || map.width >= kLongest)
-      return false;
-    map.children = scratch.of_size(size);
-
-    const uint32_t x = field(rows_.key(begin), 1);
-    const int64_t next_x = rows_.find((rows_.key(begin) | 0xFFFFFFFFu) + 1, begin, end);
-    const int odd = factor_.x.value == 2 && x % 2 == 1;
+    const uint64_t key = rows_.key(begin), limit = factor_.next_slab(key);
+    OctantRows rows = kernels_->mark(scratch.map, rows_.coords, begin, task.end, limit);
+    end = rows.end;
+    if (end == begin || !rows.fine) return false;
+    // In whole words of 64 along z.
+    const int64_t lines = rows.high[0] - rows.low[0] + 1, width = (rows.high[1] / 64 - rows.low[1] / 64 + 1) * 64;
+    if (lines * width > bytes_per_row * (end - begin + 256)) return false;
+    if (lines > scratch.map.lines || width > scratch.map.width) {
+      constexpr int64_t kWidest = 1 << 14, kMost = 1 << 24, kUsual = 1 << 20;
+      const auto enough = [](int64_t n) { return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n))); };
+      if (width > kWidest || enough(lines) * enough(width) > kMost) return false;
+      const int64_t most_lines = std::max(enough(lines), scratch.map.lines);
+      const int64_t most_width = std::max(enough(width), scratch.map.width);
+      const bool usual = most_lines * most_width <= kUsual;
+      scratch.resize(usual ? most_lines : enough(lines), usual ? most_width : enough(width));
+      rows = kernels_->mark(scratch.map, rows_.coords, begin, task.end, limit);
+    }
     OctantSlab slab{};
     slab.begin = begin;
     slab.end = end;
-    slab.planes[odd] = begin;
-    slab.planes[1 - odd] = next_x;
-    slab.batch = static_cast<int32_t>(field(scan.lowest, 0));
-    slab.x = static_cast<int32_t>(factor_.x(x));
-    kernels_->mark(map, rows_.coords, begin, next_x, odd);
-    kernels_->mark(map, rows_.coords, next_x, end, 1);
+    slab.planes[0] = begin;
+    slab.planes[1] = begin + rows.even;
+    slab.batch = static_cast<int32_t>(key >> 48);
+    slab.x = static_cast<int32_t>(factor_.x(key >> 32 & 0xFFFF));
 
-    const int64_t lines = std::ssize(task.lines), place = room(t) + task.parents;
-    task.lines.resize(lines + map.lines);
-    kernels_->list(map, &slab, task.lines.data() + lines, z_.data() + place, children_.data() + place);
-    task.lines.resize(lines + slab.lines);
+    const int64_t known = std::ssize(task.lines), place = room(t) + task.parents;
+    task.lines.resize(known + lines);
+    kernels_->list(scratch.map, rows, &slab, task.lines.data() + known, z_.data() + place, children_.data() + place);
+    task.lines.resize(known + slab.lines);
     task.parents += slab.parents;
     task.slabs.push_back(slab);
   }
@@ -95,6 +97,7 @@ void Octants::write(const OctantOutputs& out) const {
   int64_t most = 0;
   for (const Task& task : tasks_)
     for (const OctantSlab& slab : task.slabs) most = std::max(most, slab.end - slab.begin);
+  const auto write_slab = CVC_ISA_PICK(write_octants);
   for_each_task(
       static_cast<int64_t>(tasks_.size()), [=] { return Buffer<uint32_t>(most + 2); },
       [&](int64_t t, const Buffer<uint32_t>& scratch) {
@@ -103,8 +106,7 @@ void Octants::write(const OctantOutputs& out) const {
         int64_t done = 0;
         for (const OctantSlab& slab : task.slabs) {
           const int64_t place = room(t) + done;
-          kernels_->write(slab, lines, z_.data() + place, children_.data() + place, task.first + done, out,
-                          scratch.data());
+          write_slab(slab, lines, z_.data() + place, children_.data() + place, task.first + done, out, scratch.data());
           lines += slab.lines;
           done += slab.parents;
         }
