@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "voxels/deal.h"
+#include "voxels/fetch.h"
 #include "voxels/fill.h"
 #include "voxels/join.h"
 #include "voxels/keys.h"
@@ -24,7 +25,7 @@ using torch::stable::Tensor;
 template <size_t kBytes>
 bool gather_rows(const char* feats, int64_t n, const int64_t* index, int64_t m, size_t bytes, const char* fill,
                  char* out) {
-  constexpr int64_t kAhead = 12;
+  constexpr int64_t kAhead = 24;
   std::atomic<bool> ok{true};
   const size_t size = kBytes ? kBytes : bytes;
   for_each_range(m, [&](int64_t begin, int64_t end) {
@@ -32,7 +33,7 @@ bool gather_rows(const char* feats, int64_t n, const int64_t* index, int64_t m, 
     for (int64_t i = begin; i < end; ++i) {
       if (i + kAhead < end) {
         const int64_t next = index[i + kAhead];
-        if (static_cast<uint64_t>(next) < static_cast<uint64_t>(n)) __builtin_prefetch(feats + next * size);
+        if (static_cast<uint64_t>(next) < static_cast<uint64_t>(n)) fetch_row(feats + next * size, size);
       }
       const int64_t row = index[i];
       const bool present = static_cast<uint64_t>(row) < static_cast<uint64_t>(n);
@@ -191,10 +192,10 @@ bool reduce(const Tensor& feats, const int64_t* index, int64_t num_rows, Reducti
       });
   for_each_task(parts.count, [&](int64_t part) {
     work(part, [&](int64_t, int64_t, const auto& visit) {
-      constexpr int64_t kAhead = 8;
+      constexpr int64_t kAhead = 16;
       const int64_t last = dealt.first[part + 1];
       for (int64_t k = dealt.first[part]; k < last; ++k) {
-        if (k + kAhead < last) __builtin_prefetch(in + dealt.items[k + kAhead] * channels);
+        if (k + kAhead < last) fetch_row(in + dealt.items[k + kAhead] * channels, channels * sizeof(T));
         visit(dealt.items[k]);
       }
     });

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "voxels/deal.h"
+#include "voxels/fetch.h"
 #include "voxels/places.h"
 #include "voxels/trilinear.h"
 #include "voxels/vector16.h"
@@ -230,14 +231,10 @@ std::tuple<Tensor, int64_t> trilinear_corners(Tensor points, std::optional<Tenso
 
 // --- values ----------------------------------------------------------------------------------------------------------
 
-// Into the second level: it waits for more lines at a time than the first.
 template <class T>
-[[gnu::always_inline]] inline void prefetch_corners(const T* feats, const int64_t* rows, int64_t channels) {
-  constexpr int64_t kLine = 64 / sizeof(T), kMost = 8 * kLine;
+[[gnu::always_inline]] inline void fetch_corners(const T* feats, const int64_t* rows, int64_t channels) {
   for (int c = 0; c < 8; ++c)
-    if (rows[c] >= 0)
-      for (int64_t k = 0; k < std::min(channels, kMost); k += kLine)
-        __builtin_prefetch(feats + rows[c] * channels + k, 0, 2);
+    if (rows[c] >= 0) fetch_row(feats + rows[c] * channels, channels * sizeof(T));
 }
 
 bool any_present(const int64_t* rows) {
@@ -267,7 +264,7 @@ void interpolate(const T* feats, int64_t channels, const T* points, const int64_
   for_each_range(n, [&](int64_t begin, int64_t end) {
     for (int64_t q = begin; q < end; ++q) {
       const int64_t* const corner = rows + 8 * q;
-      if (q + kAhead < end) prefetch_corners(feats, corner + 8 * kAhead, channels);
+      if (q + kAhead < end) fetch_corners(feats, corner + 8 * kAhead, channels);
       T* const value = out + q * channels;
       if (!any_present(corner)) {
         std::fill(value, value + channels, T(0));
@@ -325,7 +322,7 @@ void gradient_by_points(const T* grad, const T* feats, int64_t channels, const T
                         const Give& give) {
   for (int64_t q = begin; q < end; ++q) {
     const int64_t* const corner = rows + 8 * q;
-    if (q + kAhead < end) prefetch_corners(feats, corner + 8 * kAhead, channels);
+    if (q + kAhead < end) fetch_corners(feats, corner + 8 * kAhead, channels);
     T by_position[3] = {0, 0, 0};
     if (any_present(corner)) {
       const Corners<T> corners(grid, points + 3 * q);
@@ -374,7 +371,7 @@ void gradients(const T* grad, const T* feats, int64_t channels, const T* points,
     const int64_t last = dealt.first[part + 1];
     for (int64_t k = dealt.first[part]; k < last; ++k) {
       if (k + kSharesAhead < last)
-        __builtin_prefetch(grad + static_cast<int64_t>(dealt.items[k + kSharesAhead].query) * channels);
+        fetch_row(grad + static_cast<int64_t>(dealt.items[k + kSharesAhead].query) * channels, channels * sizeof(T));
       const auto share = dealt.items[k];
       add_scaled(grad + static_cast<int64_t>(share.query) * channels, share.weight, channels,
                  by_feats + static_cast<int64_t>(share.row) * channels);
