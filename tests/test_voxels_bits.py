@@ -1,7 +1,7 @@
 """Sets of voxels on the CPU: bits, sorts and merges find the same, whatever the box, the order and the threads."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import hypothesis.strategies as st
 import numpy as np
@@ -42,6 +42,24 @@ def check_union(a: list[tuple[int, ...]], b: list[tuple[int, ...]]) -> None:
     assert found.index_b.tolist() == [expected.index(r) for r in b]
 
 
+def check_choices(a: list[tuple[int, ...]], b: list[tuple[int, ...]]) -> None:
+    """Intersection and difference; of rows that repeat the lowest counts, or they are refused."""
+    x, y = tensor(a), tensor(b)
+    repeats_a, repeats_b = len(set(a)) < len(a), len(set(b)) < len(b)
+    both, only = sorted({*a} & {*b}), sorted({*a} - {*b})
+    for assume_unique in (True, False):
+        wrong = not assume_unique and (repeats_a or repeats_b)
+        with pytest.raises(ValueError, match=rf"{'a' if repeats_a else 'b'} .*distinct") if wrong else nullcontext():
+            found = ops.voxel_intersection(x, y, assume_unique=assume_unique)
+            assert rows_of(found.coords) == both
+            assert found.index_a.tolist() == [a.index(r) for r in both]
+            assert found.index_b.tolist() == [b.index(r) for r in both]
+        wrong = not assume_unique and repeats_a
+        with pytest.raises(ValueError, match=r"a .*distinct") if wrong else nullcontext():
+            found = ops.voxel_difference(x, y, assume_unique=assume_unique)
+            assert rows_of(found.coords) == only and found.index_a.tolist() == [a.index(r) for r in only]
+
+
 # Boxes that are thin in any way, at either end of what there is: a line along z begins at a word of 64 cells.
 edges = st.tuples(*[st.sampled_from([1, 2, 3, 63, 64, 65, 129])] * 4)
 
@@ -72,6 +90,19 @@ def test_union_is_that_of_python_with_and_without_bits(a, b, most):
         check_union(a, b)
 
 
+@given(a=st.one_of(boxed(), arranged), b=st.one_of(boxed(), arranged), most=st.sampled_from(WORDS))
+def test_choices_are_those_of_python_with_and_without_bits(a, b, most):
+    with words_per_row(most):
+        check_choices(a, b)
+        check_choices(list(dict.fromkeys(a)), list(dict.fromkeys(b[::2] + a[::3])))
+
+
+def same_choices(a: Tensor, b: Tensor) -> None:
+    for op in (ops.voxel_intersection, ops.voxel_difference):
+        expected = op(a, b, assume_unique=True, backend="reference")
+        assert all(map(torch.equal, op(a, b, assume_unique=True), expected)), op
+
+
 def filled(box: tuple[int, ...], count: int, seed: int) -> Tensor:
     """Rows drawn from a box: of a small one most cells many times."""
     rng = np.random.default_rng(seed)
@@ -100,6 +131,8 @@ def test_many_rows_give_what_the_reference_gives(box, runs):
         a, b = in_runs(a, runs), in_runs(b, runs)
     unique, union = ops.voxel_unique(a, backend="reference"), ops.voxel_union(a, b, backend="reference")
     rows = ops.voxel_lookup(a, b, assume_unique=True, backend="reference")
+    both = ops.voxel_intersection(a, b, assume_unique=True, backend="reference")
+    only = ops.voxel_difference(a, b, assume_unique=True, backend="reference")
     for most in WORDS:
         for count in (1, 3):
             with words_per_row(most), threads(count):
@@ -107,6 +140,8 @@ def test_many_rows_give_what_the_reference_gives(box, runs):
                 assert all(map(torch.equal, ops.voxel_union(a, b), union)), (most, count)
                 assert torch.equal(ops.voxel_lookup(a, b, assume_unique=True), rows), (most, count)
                 assert torch.equal(ops.voxel_isin(b, a), rows >= 0), (most, count)
+                assert all(map(torch.equal, ops.voxel_intersection(a, b, assume_unique=True), both)), (most, count)
+                assert all(map(torch.equal, ops.voxel_difference(a, b, assume_unique=True), only)), (most, count)
 
 
 @pytest.mark.parametrize("most", WORDS)
@@ -117,6 +152,7 @@ def test_a_set_in_order_goes_with_one_that_is_not(most):
         for pair in ((ordered, b), (b, ordered), (ordered, ordered[:1]), (ordered[:1], b), (ordered[:0], b)):
             expected = ops.voxel_union(*pair, backend="reference")
             assert all(map(torch.equal, ops.voxel_union(*pair), expected))
+            same_choices(*pair)
 
 
 # --- kernels per instruction set --------------------------------------------------------------------------------------
@@ -197,6 +233,7 @@ def test_numbering_cells_on_every_instruction_set(isa, box):
             with threads(count):
                 assert all(map(torch.equal, ops.voxel_unique(a), ops.voxel_unique(a, backend="reference")))
                 assert all(map(torch.equal, ops.voxel_union(a, b), ops.voxel_union(a, b, backend="reference")))
+                same_choices(a, b)
 
 
 @pytest.mark.parametrize(
@@ -213,4 +250,5 @@ def test_voxels_as_large_as_short_keys_hold_and_larger(isa, largest, ordered):
     with words_per_row(1 << 25):
         for x, y in ((a, b), (b, a)):
             assert all(map(torch.equal, ops.voxel_union(x, y), ops.voxel_union(x, y, backend="reference")))
+            same_choices(x, y)
             assert all(map(torch.equal, ops.voxel_unique(x), ops.voxel_unique(x, backend="reference")))
