@@ -42,17 +42,14 @@ inline V join(V sum, V row) {
 
 template <class T, bool kMax>
 void join_rows(const JoinRows& job) {
-  // The processor fetches ahead by itself, but not into the next page. Into the second level, which waits for more
-  // lines at a time than the first. Nothing is read behind the rows: it is only asked for.
-  constexpr int64_t kAhead = 16384;
   const int64_t channels = job.channels;
   const T* const rows = static_cast<const T*>(job.rows);
   T* const sums = static_cast<T*>(job.sums);
   for (int64_t i = 0; i < job.count; ++i) {
     const T* const row = rows + i * channels;
     T* const sum = sums + job.to[i] * channels;
-    const char* const next = reinterpret_cast<const char*>(row) + kAhead;
-    for (int64_t b = 0; b < channels * static_cast<int64_t>(sizeof(T)); b += 64) __builtin_prefetch(next + b, 0, 2);
+    for (int64_t b = 0; b < channels * static_cast<int64_t>(sizeof(T)); b += 64)
+      fetch_ahead(reinterpret_cast<const char*>(row) + b);
     for_each_vector<T>(channels, [=](auto zero, int64_t c) {
       using V = decltype(zero);
       store(sum + c, join<kMax>(load<V>(sum + c), load<V>(row + c)));

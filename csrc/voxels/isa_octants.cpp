@@ -182,6 +182,7 @@ void list(const OctantMap& given, const OctantRows& rows, OctantSlab* slab, Octa
     for (uint32_t first = z_begin; first < z_end; first += 64) {
       uint8_t* const bytes = line + (first & (map.width - 1));
       uint64_t bits = nonzero(bytes);
+      if (bits == 0) continue;
       const int count = __builtin_popcountll(bits);
       // Four at a time, though the last may be none: fewer branches that nobody foresees.
       for (int k = 0; k < count; k += 4)
