@@ -1,7 +1,7 @@
 // Coarser sets of voxels, and what their features come to. Voxels in order are slabs: stretches of rows whose parents
 // have one x. A slab's parents are bits of the rectangle that they fill, so that a parent's row is a count of bits:
 // nothing is sorted or compared, and features are read once, in about the order that they lie in, while the sums of the
-// parents that they go to stay in a core's own caches.
+// parents that they go to stay in a core's own caches. Halving, the usual case, has a quicker way (octants_cpu.h).
 #include <torch/csrc/stable/library.h>
 
 #include <bit>
