@@ -46,10 +46,18 @@ def crowd(seed, kind, dtype=torch.float32):
     elif kind == "points":
         corners[:, 1:] = corners[:, :1]
     vertices = (at + size * corners).reshape(-1, 3).to(dtype)
-    return dict(vertices=vertices, faces=torch.arange(3 * MANY).reshape(MANY, 3))
+    faces = torch.arange(3 * MANY).reshape(MANY, 3)
+    if kind == "fans":  # all triangles around one of 24 vertices, each with a neighbour's corner
+        faces[:, 0] = faces[:, 1] % 24
+        faces[:, 2] = faces[:, 1].roll(1)
+    elif kind == "welded":  # few vertices, with any faces between those near one another, corners of one face included
+        near = at[:40].repeat_interleave(12, 0) + 0.1 * torch.randn(480, 1, 3, generator=g).double()
+        vertices = near.reshape(-1, 3).to(dtype)
+        faces = 12 * torch.randint(40, (MANY, 1), generator=g) + torch.randint(12, (MANY, 3), generator=g)
+    return dict(vertices=vertices, faces=faces)
 
 
-KINDS = ["small", "all sizes", "some huge", "needles", "points", "in one place"]
+KINDS = ["small", "all sizes", "some huge", "needles", "points", "in one place", "fans", "welded"]
 
 
 @any_width

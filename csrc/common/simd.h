@@ -226,6 +226,28 @@ struct Packer {
 #endif
 inline F pack(const Packer& p, F v) { return F(p(I(v))); }
 
+// table[index] of 32 numbers, by lane.
+inline F look_up32(const float* table, I index) {
+#if defined(CVC_SIMD_AVX512)
+  return _mm512_permutex2var_ps(load<F>(table), (__m512i)index, load<F>(table + 16));
+#elif defined(CVC_SIMD_AVX2)
+  const __m256i at = (__m256i)index;  // a gather takes twice as long
+  const __m256 odd = (__m256)_mm256_slli_epi32(at, 28), upper = (__m256)_mm256_slli_epi32(at, 27);
+  __m256 part[4];
+  for (int k = 0; k < 4; ++k) part[k] = _mm256_permutevar8x32_ps(load<F>(table + 8 * k), at);
+  return _mm256_blendv_ps(_mm256_blendv_ps(part[0], part[1], odd), _mm256_blendv_ps(part[2], part[3], odd), upper);
+#else
+  F found;
+  for (int l = 0; l < kF; ++l) found[l] = table[index[l]];
+  return found;
+#endif
+}
+// Bytes as numbers.
+inline I widen(const uint8_t* p) {
+  typedef uint8_t Bytes __attribute__((vector_size(kF)));
+  return __builtin_convertvector(load<Bytes>(p), I);
+}
+
 // All lanes combined to one number.
 template <int step = kF / 2, class Combine>
 inline float fold(F v, Combine combine) {

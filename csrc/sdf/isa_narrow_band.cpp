@@ -23,8 +23,9 @@ namespace cvc::narrow_band {
 namespace {
 
 template <class Real, class Index>
-struct Block : Bricks<Real, Index> {
-  using Base = Bricks<Real, Index>;
+    struct Block : Bricks < Real,
+    Index, kF<8 ? 8 : kF> {
+  using Base = Bricks < Real, Index, kF<8 ? 8 : kF>;
   using Base::band, Base::frames, Base::job, Base::kDeep, Base::kHalf;
 
   const Scratch& s = *job.scratch;

@@ -4,7 +4,7 @@
 //   narrow_band_sphere.h   the smallest sphere around a triangle, names of cells; shared with CUDA
 //   narrow_band_bins.cpp   triangles → bounding spheres (narrow_band_spheres.h), sorted into cells of 8³ voxels
 //   narrow_band_groups.cpp where triangles are many: groups of neighbours, bounded by oriented boxes
-//                          (narrow_band_group_boxes.h)
+//                          (narrow_band_group_boxes.h), and what vertices each shares (narrow_band_corners.h)
 //   isa_narrow_band.cpp    one block of 8³ voxels: spheres culled (narrow_band_cull.h), or groups and then triangles by
 //                          their vertices (narrow_band_dense.h); exact distances (narrow_band_bricks.h) in the
 //                          triangles' own frames (narrow_band_frames.h)
@@ -61,6 +61,7 @@ constexpr float kRadiusStep = kLargestRadius / 254;
 struct SphereRun {
   uint32_t begin, end, group;
   float corner[3];
+  const uint32_t* vertices;  // of its groups
 };
 
 struct Spheres {
@@ -97,15 +98,30 @@ struct GroupList {
   int32_t* id;
 };
 
+// The vertices of a group, where its triangles are whole and share enough of them: each is read once then, instead of
+// once for every triangle. It lies where the group's spheres were, which nobody needs any more, and is told from them
+// by its first number: no sphere's radius is 0.
+struct SharedVertices {
+  static constexpr int kMost = 32;
+  uint32_t count, begin;      // of the vertices of the cell's groups
+  uint8_t corner[3][kGroup];  // of each triangle: which of them they are
+  float slack;                // the most of the triangles' (narrow_band_dense.h)
+
+  static bool are_at(const uint32_t* packed) { return *packed <= kMost; }
+};
+static_assert(sizeof(SharedVertices) <= kGroup * sizeof(uint32_t));
+
 template <class Real, class Index>
 struct GroupJob {
   Mesh<Real, Index> mesh;
   Grid grid;
   Spheres spheres;
+  uint32_t* packed;     // those of `spheres`
   double corner[3];     // of the cell, in voxels from the grid's corner
   uint32_t begin, end;  // the cell's spheres
   uint32_t group;       // the first of its groups
   GroupList out;
+  uint32_t* vertices;  // room for SharedVertices::kMost of each of its groups
 };
 
 struct SphereList {
@@ -120,15 +136,14 @@ struct GroupScratch {
   uint32_t* first;                 // of the block's groups: their first spheres,
   int32_t* run;                    // runs,
   int32_t* slot;                   // and slots, or -1
-  int32_t* columns;                // columns of the brick that groups in `kept` matter to, as bits
   int32_t* kept;                   // groups that are left for a brick: places in `block`, then slots
+  int32_t* waiting;                // those of them that have no slot yet
   int32_t *count, *framed;         // triangles in a slot; are their frames made?
   void* members;
   uint32_t* frame_face;
-  int32_t* id;  // frames to measure
   int64_t capacity;
 };
-constexpr int64_t kMemberBytes = 13 * kGroup * sizeof(float);
+constexpr int64_t kMemberBytes = 16 * kGroup * sizeof(float);
 
 // Working memory of one thread: arrays of `capacity` + 16 elements, and room for `frame_capacity` frames.
 struct Scratch {
@@ -170,9 +185,9 @@ using SphereKernel = void (*)(const SphereJob<Real, Index>&);
 // Measures one block. Returns 0, or the number of frames the scratch should have had room for.
 template <class Real, class Index>
 using BlockKernel = int64_t (*)(const Job<Real, Index>&);
-// Measures the boxes of the groups of a cell.
+// Measures the boxes of the groups of a cell, and finds what vertices they share. Returns how many those are.
 template <class Real, class Index>
-using GroupKernel = void (*)(const GroupJob<Real, Index>&);
+using GroupKernel = uint32_t (*)(const GroupJob<Real, Index>&);
 
 template <class Real, class Index>
 struct KernelsFor {

@@ -5,60 +5,54 @@
 // r (2D + r) in square, so that hundreds of triangles stay candidates for a voxel. Two sharper bounds cull instead:
 //
 // - Groups of triangles by the distance to their oriented boxes (narrow_band_group_boxes.h), voxel by voxel.
-// - Triangles by their vertices. For a point t = Σ λ_i v_i of the triangle
+// - For every voxel, groups by the vertices of their triangles. For a point t = Σ λ_i v_i of the triangle
 //     |x - t|² = Σ λ_i |x - v_i|² - Σ_{i<j} λ_i λ_j |v_i - v_j|²  >=  min_i |x - v_i|² - r²,
 //   because the last sum is the variance of the weighted vertices, at most the squared radius r² of the smallest circle
 //   around them. The slack r² does not grow with the distance.
 //
-// What they are compared with, the least distance of a voxel to a vertex, is nearly as good as the exact one.
+// What they are compared with, the least distance of a voxel to a vertex, is nearly as good as the exact one. What is
+// left are pairs of a group and a voxel, which are measured with a triangle per lane (Bricks::Measured).
 #pragma once
 
 #include "common/simd.h"
 #include "sdf/narrow_band.h"
 #include "sdf/narrow_band_bricks.h"
+#include "sdf/narrow_band_corners.h"
 #include "sdf/narrow_band_cull.h"
 #include "sdf/narrow_band_frames.h"
-#include "sdf/narrow_band_group_boxes.h"
 
 namespace cvc::narrow_band {
 namespace {
 
-// At least the squared radius of the smallest circle around triangles t[3 * corner + axis], with l the squares of their
-// edges: that is l/4 of the longest if no angle is acute, else at most Σl/8; and never more than l/3.
-inline F circle_square(const F* t) {
-  F longest{}, sum{};
-  for (int corner = 0; corner < 9; corner += 3) {
-    const int next = (corner + 3) % 9;
-    const F x = t[next] - t[corner], y = t[next + 1] - t[corner + 1], z = t[next + 2] - t[corner + 2];
-    const F l = x * x + y * y + z * z;
-    longest = vmax(longest, l);
-    sum += l;
-  }
-  return vmin(longest * (1 / 3.0f), vmax(longest * 0.25f, sum * 0.125f));
-}
-
-constexpr float kCircleRoom = 1 + 1e-5f;   // for rounding
 constexpr float kOffSurfaceSlack = 1e29f;  // more than any other
 
+constexpr int kDenseLanes = kF < 8 ? 8 : 16;
+
 template <class Real, class Index>
-struct DenseBlock : Bricks<Real, Index> {
-  using Base = Bricks<Real, Index>;
-  using Base::band, Base::frames, Base::job, Base::kColumns, Base::kDeep, Base::kHalf;
-  using typename Base::Bound, typename Base::Spread;
+struct DenseBlock : Bricks<Real, Index, kDenseLanes> {
+  using Base = Bricks<Real, Index, kDenseLanes>;
+  using Base::band, Base::frames, Base::job, Base::kDeep, Base::kHalf, Base::kFrames, Base::kLanes;
+  using typename Base::Bound, typename Base::Spread, typename Base::Measured, typename Base::Int, typename Base::V;
 
   const GroupScratch& s = job.scratch->groups;
   float reach = 0;     // at least the distance of any of the block's voxels to the surface
   int64_t loaded = 0;  // groups
-  // For rounding of squared distances to corners less |x|²: corners that matter are not farther out than this.
-  const float corner_room = 1e-4f + 1.5e-6f * (band + 16) * (band + 16);
+  // For rounding of squared distances to points less |x|²: points that matter are not farther out than this.
+  const float point_room = 1e-4f + 1.5e-6f * (band + 16) * (band + 16);
 
-  // The triangles of a group. Corners v are kept as -2v (by corner and axis) and |v|² - slack, where the slack is how
-  // much nearer than the nearest corner a triangle may be, in square: less |x|², squared distances are linear in the
-  // voxel x.
+  // A group that was loaded: the vertices that its triangles share (narrow_band_corners.h), or else all of their
+  // corners, first all first ones, and so on. Points v are kept as -2v and |v|² - slack, where the slack is how much
+  // nearer than the nearest corner a triangle may be, in square: less |x|², squared distances are linear in the voxel
+  // x.
   struct Members {
-    F twice[kVectors][9], square[kVectors][3];
-    F slack[kVectors];  // large where the corners are none of the triangle's
+    static constexpr int kMost = 3 * kGroup;
+    alignas(64) float twice[3][kMost], square[kMost];
+    float slack[kMost];  // large where the points are none of the triangles'
+    int32_t points;
+    bool shared;
+    uint8_t corner[3][kGroup];  // if shared
   };
+  static_assert(sizeof(Members) <= kMemberBytes);
   Members* const members = static_cast<Members*>(s.members);
 
   using Base::Base;
@@ -155,26 +149,20 @@ struct DenseBlock : Bricks<Real, Index> {
 
   // By voxel: squares of distances that can matter, with room for rounding; none beyond the band does.
   struct Limit {
-    alignas(64) float most[kColumns];
+    alignas(64) float most[kLanes];
 
     void operator()(const Bound& bound, float band, float room) {
-      for (int k = 0; k < kColumns; k += kF) {
+      for (int k = 0; k < kLanes; k += kF) {
         const F least = vmin(load<F>(bound.least + k), F{} + band * band);
         store(most + k, least + (room + 4e-6f * least));
       }
     }
-    // How far the numbers of the voxels in column l are below their limits, at most; negative where one is.
-    template <class Number>
-    F column(int l, const Number& number) const {
-      F least = number(l, 0) - most[l * kDeep];
-      for (int k = 1; k < kDeep; ++k) least = vmin(least, number(l, k) - most[l * kDeep + k]);
-      return least;
-    }
     // Is a voxel's number below its limit?
     template <class Number>
     I any(const Number& number) const {
-      F least = column(0, number);
-      for (int l = 1; l < 4; ++l) least = vmin(least, column(l, number));
+      F least{};
+      for (int l = 0; l < 4; ++l)
+        for (int k = 0; k < kDeep; ++k) least = vmin(least, number(l, k) - most[l * kDeep + k]);
       return least < 0;
     }
   };
@@ -183,24 +171,44 @@ struct DenseBlock : Bricks<Real, Index> {
     const Sphere c = sphere(s.brick, i);
     return Base::squares(c.x - centre[0], c.y - centre[1], c.z - centre[2], load<F>(s.brick.field[kOffSurface] + i));
   }
-  // Squared distances to a corner of the members, less |x|² and plus what is to be added.
-  static Spread squares_of_corners(const Members& m, int v, int corner, const float* x, F plus) {
-    const F* twice = m.twice[v] + 3 * corner;
-    const F at = m.square[v][corner] + plus + twice[0] * x[0] + twice[1] * x[1] + twice[2] * x[2];
-    Spread s{{at, at + twice[1], at + twice[0], at + twice[0] + twice[1]}, {}};
-    for (int k = 1; k < kDeep; ++k) s.along[k] = static_cast<float>(k) * twice[2];
-    return s;
-  }
-  // |x|² of the voxels of the brick that begins at x.
-  void squares_of_voxels(const float* x, float* out) const {
-    for (int l = 0; l < 4; ++l)
-      for (int k = 0; k < kDeep; ++k) {
-        const float a = x[0] + l / 2, b = x[1] + l % 2, c = x[2] + k;
-        out[l * kDeep + k] = a * a + b * b + c * c;
+
+  // Voxels of a brick relative to the block's centre, |x|² of them, and what is least of something.
+  struct Voxels {
+    static constexpr int kParts = kLanes / kF;
+    F x[kParts][3], square[kParts], least[kParts];
+
+    explicit Voxels(const int* first) {
+      for (int part = 0; part < kParts; ++part) {
+        for (int k = 0; k < 3; ++k) x[part][k] = load<F>(Base::kOffset.of[k] + part * kF) + (first[k] - 3.5f);
+        square[part] = dot(x[part], x[part]);
       }
+    }
+    // Squared distances to the members' points, less |x|² and the slack, or without it.
+    template <bool with_slack>
+    void offer(const Members& m) {
+      for (int part = 0; part < kParts; ++part) {
+        const F a = x[part][0], b = x[part][1], c = x[part][2];
+        F nearest = least[part];
+        for (int i = 0; i < m.points; ++i) {
+          const float square = with_slack ? m.square[i] : m.square[i] + m.slack[i];
+          nearest = vmin(nearest, m.twice[0][i] * a + (m.twice[1][i] * b + (m.twice[2][i] * c + square)));
+        }
+        least[part] = nearest;
+      }
+    }
+  };
+
+  // The voxels, as bits, that some of the members' points are near to.
+  static unsigned near_voxels(const Members& m, Voxels& voxels, const Limit& limit) {
+    for (F& v : voxels.least) v = F{} + 1e30f;
+    voxels.template offer<true>(m);
+    unsigned bits = 0;
+    for (int part = 0; part < Voxels::kParts; ++part)
+      bits |= lane_bits(voxels.least[part] < load<F>(limit.most + part * kF)) << (part * kF);
+    return bits;
   }
 
-  // The columns, as bits, in which the box of a group of s.brick is near enough to some voxel.
+  // Is the box of a group of s.brick near enough to some voxel?
   I near_enough(int64_t i, const float* centre, const Limit& limit) const {
     const auto field = [&](int f) { return load<F>(s.brick.field[f] + i); };
     F axis[3][3], from[3];
@@ -213,39 +221,52 @@ struct DenseBlock : Bricks<Real, Index> {
       along[a] = Base::linear(dot(axis[a], from), axis[a][0], axis[a][1], axis[a][2]);
       extent[a] = field(kExtent + a);
     }
-    I columns{};
-    for (int l = 0; l < 4; ++l)
-      columns |= (limit.column(l,
-                               [&](int l, int k) {
-                                 F d2{};
-                                 for (int a = 0; a < 3; ++a) {
-                                   const F out = vmax(vabs(along[a](l, k)) - extent[a], F{});
-                                   d2 += out * out;
-                                 }
-                                 return d2;
-                               }) < 0) &
-                 (1 << l);
-    return columns;
+    return limit.any([&](int l, int k) {
+      F d2{};
+      for (int a = 0; a < 3; ++a) {
+        const F out = vmax(vabs(along[a](l, k)) - extent[a], F{});
+        d2 += out * out;
+      }
+      return d2;
+    });
   }
 
-  // The slots of `count` groups of s.kept, loaded if need be. False when there is no room.
+  // Makes the groups of s.kept known by their slots; loads those that have none. False when there is no room.
   bool load_groups(int64_t from, int64_t to) {
-    const auto waits = [&](int64_t i) { return i < to && s.slot[s.kept[i]] < 0; };
-    const auto faces_of = [&](int64_t i) { return job.spheres.face + s.first[s.kept[i]]; };
+    int64_t n = 0;
     for (int64_t i = from; i < to; ++i) {
-      if (waits(i + 2)) prefetch_faces(job.mesh, faces_of(i + 2));
-      if (waits(i + 1)) prefetch_vertices(job.mesh, faces_of(i + 1));
-      int32_t& slot = s.slot[s.kept[i]];
-      if (slot < 0) slot = load_members(s.kept[i]);
-      if (slot < 0) return false;
-      s.kept[i] = slot;
+      s.waiting[n] = s.kept[i];
+      n += s.slot[s.kept[i]] < 0;
     }
+    for (int64_t i = 0; i < n; ++i) prefetch<0>(s.waiting[i]);
+    for (int64_t i = 0; i < n; ++i) prefetch<1>(s.waiting[i]);
+    for (int64_t i = 0; i < n; ++i) prefetch<2>(s.waiting[i]);
+    for (int64_t i = 0; i < n; ++i)
+      if (!load_members(s.waiting[i])) return false;
+    for (int64_t i = from; i < to; ++i) s.kept[i] = s.slot[s.kept[i]];
     return true;
   }
 
-  // The triangles of the groups in s.brick that can be nearest to some voxel: their frames → s.id. Returns how many, or
-  // -1 when there is no room.
-  int64_t refine(int64_t count, const float* centre) {
+  // What is needed to load a group, in three steps: each looks at what the one before has asked for.
+  template <int step>
+  void prefetch(int32_t i) const {
+    const uint32_t *packed = job.spheres.packed + s.first[i], *face = job.spheres.face + s.first[i];
+    if constexpr (step == 0) {
+      __builtin_prefetch(packed);
+      __builtin_prefetch(packed + kGroup - 1);
+      __builtin_prefetch(face);
+      __builtin_prefetch(face + kGroup - 1);
+    } else if (SharedVertices::are_at(packed)) {
+      prefetch_shared<step == 1>(job.mesh, job.runs[s.run[i]].vertices, packed);
+    } else if constexpr (step == 1) {
+      prefetch_faces(job.mesh, face);
+    } else {
+      prefetch_vertices(job.mesh, face);
+    }
+  }
+
+  // Measures the brick whose first voxel is `first` against the groups of s.brick. False when there is no room.
+  bool refine(int64_t count, const int* first, const float* centre) {
     for (int k = 0; k < 3; ++k) store(s.brick.field[kX + k] + count, F{} + 1e10f);  // fills the last vector
     store(s.brick.field[kOffSurface] + count, F{});
     // Groups whose centres are nearest to some voxel: their vertices are the better bound.
@@ -253,103 +274,122 @@ struct DenseBlock : Bricks<Real, Index> {
     for (int64_t i = 0; i < count; i += kF) bound.offer(squares_of_centres(i, centre));
     bound.settle();
     Limit limit;
-    for (int k = 0; k < kColumns; ++k) {
+    for (int k = 0; k < kLanes; ++k) {
       const float least = bound.least[k];
       limit.most[k] = least < (band + 0.5f) * (band + 0.5f) ? least + (1e-4f + 1e-4f * least) : 0;
     }
     int64_t nearest = 0;
     for (int64_t i = 0; i < count; i += kF)
       nearest += keep(nearest, limit.any(squares_of_centres(i, centre)), i, count);
-    if (!load_groups(0, nearest)) return -1;
-    const float x[3] = {centre[0] - kHalf[0], centre[1] - kHalf[1], centre[2] - kHalf[2]};
-    alignas(64) float square[kColumns];
-    squares_of_voxels(x, square);
-    for (int k = 0; k < kColumns; ++k) bound.square[k] = bound.least[k] - square[k] - F{};
-    for (int64_t i = 0; i < nearest; ++i)  // one corner of a triangle: the others are its neighbours' too
-      for (int v = 0; v < kVectors; ++v) {
-        const Members& m = members[s.kept[i]];
-        bound.offer(squares_of_corners(m, v, 0, x, m.slack[v]));
-      }
-    bound.settle(square);
-    limit(bound, band, corner_room);
+    if (!load_groups(0, nearest)) return false;
+    Voxels voxels(first);
+    for (int part = 0; part < Voxels::kParts; ++part)
+      voxels.least[part] = load<F>(bound.least + part * kF) - voxels.square[part];
+    for (int64_t i = 0; i < nearest; ++i) voxels.template offer<false>(members[s.kept[i]]);
+    for (int part = 0; part < Voxels::kParts; ++part)
+      store(bound.least + part * kF, vmax(voxels.least[part] + voxels.square[part], F{}));
+    limit(bound, band, point_room);
 
     int64_t kept = 0;
     for (int64_t i = 0; i < count; i += kF) kept += keep(kept, near_enough(i, centre, limit), i, count);
-    if (!load_groups(0, kept)) return -1;
-    for (int k = 0; k < kColumns; ++k) limit.most[k] -= square[k];
-    int64_t n = 0;
+    if (!load_groups(0, kept)) return false;
+    for (int part = 0; part < Voxels::kParts; ++part)
+      store(limit.most + part * kF, load<F>(limit.most + part * kF) - voxels.square[part]);
+    Measured measured(first);
+    unsigned found = 0;
     for (int64_t i = 0; i < kept; ++i) {
       const int32_t slot = s.kept[i];
       const Members& m = members[slot];
-      bool some = false;
-      for (int v = 0; v * kF < s.count[slot]; ++v) {
-        const Spread a = squares_of_corners(m, v, 0, x, F{}), b = squares_of_corners(m, v, 1, x, F{}),
-                     c = squares_of_corners(m, v, 2, x, F{});
-        F least = F{} + 1e30f;
-        for (int l = 0; l < 4; ++l)
-          if (s.columns[i] >> l & 1)
-            least = vmin(least, limit.column(l, [&](int l, int k) { return vmin(vmin(a(l, k), b(l, k)), c(l, k)); }));
-        const unsigned bits = lane_bits(least < 0) & lanes_left(s.count[slot] - v * kF);
-        if (!bits) continue;
-        some = true;
-        store(s.id + n, Packer(bits)(load<I>(kLaneIndex) + (slot * kGroup + v * kF)));
-        n += __builtin_popcount(bits);
-      }
-      if (some && !s.framed[slot]) make_group_frames(slot);
+      const unsigned near = near_voxels(m, voxels, limit);
+      if (!near) continue;
+      found |= near;
+      if (!s.framed[slot]) make_group_frames(slot);
+      for (int v = 0; v * kF < s.count[slot]; ++v)
+        measured.offer(group_frames(slot) + v * kFrames, near, static_cast<Int>(i * kGroup + v * kF));
     }
-    return n;
+    for (; found; found &= found - 1) {
+      const int l = __builtin_ctz(found);
+      Int at;
+      const Real d2 = measured.nearest(l, at);
+      this->set(first, l, d2, static_cast<uint32_t>(s.kept[at / kGroup] * kGroup + at % kGroup));
+    }
+    return true;
   }
 
   // Appends the selected groups of s.brick, from the i-th on, to s.kept. Returns how many.
-  int keep(int64_t to, I columns, int64_t i, int64_t count) const {
-    const unsigned bits = lane_bits(columns != 0) & lanes_left(count - i);
-    const Packer packer(bits);
-    store(s.kept + to, packer(load<I>(s.brick.id + i)));
-    store(s.columns + to, packer(columns));
+  int keep(int64_t to, I selected, int64_t i, int64_t count) const {
+    const unsigned bits = lane_bits(selected) & lanes_left(count - i);
+    store(s.kept + to, Packer(bits)(load<I>(s.brick.id + i)));
     return __builtin_popcount(bits);
+  }
+
+  Frame<V>* group_frames(int64_t slot) const {
+    return reinterpret_cast<Frame<V>*>(frames + slot * kGroup * kStride<Real>);
   }
 
   void make_group_frames(int64_t slot) {
     const Members& m = members[slot];
     const uint32_t* face = s.frame_face + slot * kGroup;
-    Real* const out = frames + slot * kGroup * kStride<Real>;
     I parts{};
-    for (int v = 0; v < kVectors; ++v) parts |= m.slack[v] > kOffSurfaceSlack;
-    if (any_lane(parts)) {
-      make_frames(job, face, s.count[slot], out);
-    } else {
-      for (int v = 0; v < kVectors; ++v) {
-        F t[9];
-        for (int k = 0; k < 9; ++k) t[k] = -0.5f * m.twice[v][k];
-        make_frames(job, face + v * kF, s.count[slot] - v * kF, t, out + v * kF * kStride<Real>);
+    for (int v = 0; v < kVectors; ++v) parts |= load<F>(m.slack + v * kF) > kOffSurfaceSlack;
+    const bool whole = m.shared || !any_lane(parts);
+    for (int v = 0; v * kF < s.count[slot]; ++v) {
+      const int64_t count = s.count[slot] - v * kF;
+      F t[9];
+      for (int corner = 0; corner < 3; ++corner) {
+        const I at = widen(m.corner[corner] + v * kF);
+        for (int k = 0; k < 3; ++k)
+          t[3 * corner + k] =
+              -0.5f * (m.shared ? look_up32(m.twice[k], at) : load<F>(m.twice[k] + corner * kGroup + v * kF));
       }
+      if constexpr (sizeof(Real) == 4)
+        if (!whole) load_corners(job.mesh, job.grid, job.centre, face + v * kF, count, t);
+      make_frames(job, face + v * kF, count, t, group_frames(slot) + v * kFrames);
     }
     s.framed[slot] = 1;
   }
 
-  // Its slot, or -1 when there is none left.
-  int32_t load_members(int32_t i) {
-    if ((loaded + 1) * kGroup > job.scratch->frame_capacity) return -1;
+  // Gives a group a slot and loads it. False when there is none left.
+  bool load_members(int32_t i) {
+    if ((loaded + 1) * kGroup > job.scratch->frame_capacity) return false;
     const int32_t slot = static_cast<int32_t>(loaded++);
     const SphereRun& run = job.runs[s.run[i]];
-    const uint32_t first = s.first[i];
+    const uint32_t first = s.first[i], *packed = job.spheres.packed + first;
     const int64_t count = run.end - first < kGroup ? run.end - first : kGroup;
-    const Corners group = load_group(job.mesh, job.grid, job.centre, job.spheres, run.corner, first, count);
     Members& m = members[slot];
-    for (int v = 0; v < kVectors; ++v) {
-      const F* t = group.t[v];
-      const F pad = group.pad[v], slack = (circle_square(t) + pad * (2 * reach + pad)) * kCircleRoom;
-      for (int k = 0; k < 9; ++k) m.twice[v][k] = -2 * t[k];
-      for (int corner = 0; corner < 3; ++corner) {
-        const F* p = t + 3 * corner;
-        m.square[v][corner] = p[0] * p[0] + p[1] * p[1] + p[2] * p[2] - slack;
+    m.shared = SharedVertices::are_at(packed);
+    if (m.shared) {
+      SharedVertices shared;
+      std::memcpy(&shared, packed, sizeof(shared));
+      alignas(64) float position[3][SharedVertices::kMost];
+      load_shared(job.mesh, job.grid, job.centre, run.vertices + shared.begin, shared.count, position);
+      std::memcpy(m.corner, shared.corner, sizeof(m.corner));
+      m.points = static_cast<int32_t>(shared.count);
+      for (int i = 0; i < m.points; i += kF) {
+        const F p[3] = {load<F>(position[0] + i), load<F>(position[1] + i), load<F>(position[2] + i)};
+        set_points(m, i, p, shared.slack - F{}, F{});
       }
-      m.slack[v] = pad > 0 ? F{} + 1e30f : slack;
+    } else {
+      const Corners group = load_group(job.mesh, job.grid, job.centre, job.spheres, run.corner, first, count);
+      m.points = Members::kMost;
+      for (int v = 0; v < kVectors; ++v) {
+        const F pad = group.pad[v], slack = (circle_square(group.t[v]) + pad * (2 * reach + pad)) * kCircleRoom;
+        for (int corner = 0; corner < 3; ++corner)
+          set_points(m, corner * kGroup + v * kF, group.t[v] + 3 * corner, slack, pad);
+      }
     }
     for (int l = 0; l < count; ++l) s.frame_face[slot * kGroup + l] = job.spheres.face[first + l];
     s.count[slot] = static_cast<int32_t>(count);
     s.framed[slot] = 0;
-    return slot;
+    s.slot[i] = slot;
+    return true;
+  }
+
+  // A vector of points from the i-th on; they are off the surface where there is a pad.
+  static void set_points(Members& m, int i, const F* p, F slack, F pad) {
+    for (int k = 0; k < 3; ++k) store(m.twice[k] + i, -2 * p[k]);
+    store(m.square + i, dot(p, p) - slack);
+    store(m.slack + i, pad > 0 ? F{} + 1e30f : slack);
   }
 
   int64_t run() {
@@ -368,10 +408,7 @@ struct DenseBlock : Bricks<Real, Index> {
             float centre[3];
             this->middle(first, centre);
             const int64_t near = cull(s.octant, m, centre, kHalf, s.brick);
-            if (near == 0) continue;
-            const int64_t count = refine(near, centre);
-            if (count < 0) return 2 * job.scratch->frame_capacity;
-            if (count > 0) this->measure(first, reinterpret_cast<const uint32_t*>(s.id), count);
+            if (near > 0 && !refine(near, first, centre)) return 2 * job.scratch->frame_capacity;
           }
     }
     if (loaded > 0) this->collect(s.frame_face);

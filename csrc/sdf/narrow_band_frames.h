@@ -191,6 +191,31 @@ void make_frames(const Job<double, Index>& job, const uint32_t* faces, int64_t c
   for (int64_t i = 0; i < kF && i < count; ++i) make_frame(job, faces[i], out + i * kStride<double>);
 }
 
+// Frames of a vector of a group's triangles, of which `count` are the group's, whose corners are known: as many in one
+// Frame as a vector of Real has lanes.
+template <class Index>
+void make_frames(const Job<float, Index>& job, const uint32_t* faces, int64_t count, const F* t, Frame<F>* out) {
+  *out = frame_of(t);
+  F farthest{};
+  for (int k = 0; k < 9; ++k) farthest = vmax(farthest, vabs(t[k]));
+  for (unsigned bits = lane_bits(!(farthest < kFar)); bits; bits &= bits - 1) {
+    const int far = __builtin_ctz(bits);
+    float one[kFields];
+    make_frame(job, faces[far < count ? far : 0], one);
+    for (int k = 0; k < kFields; ++k) reinterpret_cast<F*>(out)[k][far] = one[k];
+  }
+}
+template <class Index>
+void make_frames(const Job<double, Index>& job, const uint32_t* faces, int64_t count, const F*,
+                 Frame<Vec<double>>* out) {
+  for (int l = 0; l < kF; ++l) {
+    double one[kFields];
+    make_frame(job, faces[l < count ? l : 0], one);
+    Vec<double>* const fields = reinterpret_cast<Vec<double>*>(out + l / kWidth<double>);
+    for (int k = 0; k < kFields; ++k) fields[k][l % kWidth<double>] = one[k];
+  }
+}
+
 template <class Real, class Index>
 void make_frames(const Job<Real, Index>& job, const uint32_t* faces, int64_t count, Real* out) {
   for (int64_t i = 0; i < count; i += kF) {

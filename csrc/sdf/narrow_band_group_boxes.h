@@ -9,67 +9,12 @@
 
 #include "common/simd.h"
 #include "sdf/narrow_band.h"
+#include "sdf/narrow_band_corners.h"
 #include "sdf/narrow_band_cull.h"
 #include "sdf/narrow_band_frames.h"
 
 namespace cvc::narrow_band {
 namespace {
-
-constexpr int kVectors = kGroup / kF;  // per group
-
-// A group's faces, then, once they are there, its vertices: they lie scattered over the mesh.
-template <class Real, class Index>
-inline void prefetch_faces(const Mesh<Real, Index>& mesh, const uint32_t* face) {
-  for (int l = 0; l < kGroup; ++l) __builtin_prefetch(mesh.faces + 3 * static_cast<int64_t>(face[l]));
-}
-template <class Real, class Index>
-inline void prefetch_vertices(const Mesh<Real, Index>& mesh, const uint32_t* face) {
-  for (int l = 0; l < kGroup; ++l) {
-    const Index* corner = mesh.faces + 3 * static_cast<int64_t>(face[l]);
-    for (int k = 0; k < 3; ++k) __builtin_prefetch(mesh.vertices + 3 * static_cast<int64_t>(corner[k]));
-  }
-}
-
-// The corners of a group's triangles, one per lane. For part of a long triangle all three are the centre of its sphere,
-// and `pad` is the sphere's radius: it is 0 for other triangles. Lanes beyond the end repeat the first.
-struct Corners {
-  F t[kVectors][9], pad[kVectors];
-};
-
-template <class Real, class Index>
-Corners load_group(const Mesh<Real, Index>& mesh, const Grid& grid, const double* origin, const Spheres& spheres,
-                   const float* cell_corner, uint32_t first, int64_t count) {
-  Corners group;
-  for (int v = 0; v < kVectors; ++v) {
-    const int64_t left = count - v * kF;
-    if (left <= 0) {
-      for (int k = 0; k < 9; ++k) group.t[v][k] = group.t[0][k];
-      group.pad[v] = group.pad[0];
-      continue;
-    }
-    F* const t = group.t[v];
-    load_corners(mesh, grid, origin, spheres.face + first + v * kF, left, t);
-    const Sphere c = unpack(spheres.packed + first + v * kF, cell_corner);
-    F far2{};
-    for (int corner = 0; corner < 9; corner += 3) {
-      const F x = t[corner] - c.x, y = t[corner + 1] - c.y, z = t[corner + 2] - c.z;
-      far2 = vmax(far2, x * x + y * y + z * z);
-    }
-    const I whole = far2 <= c.r * c.r;
-    for (int corner = 0; corner < 9; corner += 3) {
-      t[corner] = whole ? t[corner] : c.x;
-      t[corner + 1] = whole ? t[corner + 1] : c.y;
-      t[corner + 2] = whole ? t[corner + 2] : c.z;
-    }
-    group.pad[v] = whole ? F{} : c.r;
-    if (left < kF) {
-      const I here = load<I>(kLaneIndex) < static_cast<int32_t>(left);
-      for (int k = 0; k < 9; ++k) t[k] = here ? t[k] : t[k][0] - F{};
-      group.pad[v] = here ? group.pad[v] : group.pad[v][0] - F{};
-    }
-  }
-  return group;
-}
 
 // v without its part along the unit vector e, made of unit length; any unit vector across e if that leaves too little.
 inline void across(const float* e, const float* v, float* out) {
@@ -160,18 +105,24 @@ inline void bound_group(const Corners& group, const GroupList& out, int64_t to) 
   field[kOffSurface][to] = -greatest(-closest.best) < 1e19f ? 0 : 1e30f;
 }
 
-// Boxes of the groups of a cell.
+// Boxes of the groups of a cell, and what vertices they share. Returns how many those are.
 template <class Real, class Index>
-void measure_groups(const GroupJob<Real, Index>& job) {
+uint32_t measure_groups(const GroupJob<Real, Index>& job) {
   const float corner[3] = {0, 0, 0};
+  VertexTable table;
+  uint32_t shared = 0;
   for (uint32_t i = job.begin, to = job.group; i < job.end; i += kGroup, ++to) {
     if (job.end - i >= 3 * kGroup) {
       prefetch_faces(job.mesh, job.spheres.face + i + 2 * kGroup);
       prefetch_vertices(job.mesh, job.spheres.face + i + kGroup);
     }
     const int64_t count = job.end - i < kGroup ? job.end - i : kGroup;
-    bound_group(load_group(job.mesh, job.grid, job.corner, job.spheres, corner, i, count), job.out, to);
+    const Corners group = load_group(job.mesh, job.grid, job.corner, job.spheres, corner, i, count);
+    bound_group(group, job.out, to);
+    if (count == kGroup && group.whole())
+      shared += share_vertices(job.mesh, job.spheres.face + i, group, table, job.vertices, shared, job.packed + i);
   }
+  return shared;
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "sdf/narrow_band_groups.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "common/hd.h"
 
@@ -79,22 +80,33 @@ Groups make_groups(const Mesh<Real, Index>& mesh, const Grid& grid, Bins& bins, 
     groups.boxes.field[f] = groups.numbers.data() + f * stride;
     std::fill_n(groups.boxes.field[f] + total, 16, 0.0f);
   }
+  groups.vertices = Buffer<uint32_t>(int64_t{SharedVertices::kMost} * total);  // most of it is never touched
+  groups.vertices_begin.resize(cells);
+  std::atomic<int64_t> vertices{0};
   const int64_t rows = static_cast<int64_t>(bins.rows.size()), tasks = min(rows, 16 * parallel.threads);
   parallel.run(tasks, [&](int64_t task) {
     MortonSort sort;
+    std::vector<uint32_t> shared;
     for (int64_t r = rows * task / tasks; r < rows * (task + 1) / tasks; ++r) {
       const CellRow& row = bins.rows[r];
       for (uint32_t c = row.first; c < row.last; ++c) {
         const uint32_t begin = bins.begin[c], end = bins.begin[c + 1];
         sort(bins.packed.data() + begin, bins.face.data() + begin, end - begin);
-        kernel({mesh,
-                grid,
-                {bins.packed.data(), bins.face.data()},
-                {double(kBlock) * row.x, double(kBlock) * row.y, double(kBlock) * bins.cell_z[c]},
-                begin,
-                end,
-                groups.begin[c],
-                groups.boxes});
+        shared.resize(std::max<size_t>(shared.size(), SharedVertices::kMost * ((end - begin + kGroup - 1) / kGroup)));
+        const uint32_t count =
+            kernel({mesh,
+                    grid,
+                    {bins.packed.data(), bins.face.data()},
+                    bins.packed.data(),
+                    {double(kBlock) * row.x, double(kBlock) * row.y, double(kBlock) * bins.cell_z[c]},
+                    begin,
+                    end,
+                    groups.begin[c],
+                    groups.boxes,
+                    shared.data()});
+        const int64_t to = vertices.fetch_add(count);
+        std::copy_n(shared.data(), count, groups.vertices.data() + to);
+        groups.vertices_begin[c] = to;
       }
     }
   });

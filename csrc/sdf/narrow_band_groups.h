@@ -11,8 +11,10 @@ namespace cvc::narrow_band {
 
 struct Groups {
   Buffer<float> numbers;
-  GroupList boxes{};            // into `numbers`
-  std::vector<uint32_t> begin;  // [cells]: the first group of each cell
+  GroupList boxes{};                    // into `numbers`
+  std::vector<uint32_t> begin;          // [cells]: the first group of each cell
+  Buffer<uint32_t> vertices;            // that groups share, by cell
+  std::vector<int64_t> vertices_begin;  // [cells]
   bool any() const { return !begin.empty(); }
 };
 

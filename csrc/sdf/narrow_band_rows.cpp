@@ -148,7 +148,8 @@ class Worker {
         runs_.push_back({bins_.begin[c],
                          bins_.begin[c + 1],
                          groups_.any() ? groups_.begin[c] : 0,
-                         {s.x, s.y, static_cast<float>(kBlock * (bins_.cell_z[c] - z) - kBlock / 2)}});
+                         {s.x, s.y, static_cast<float>(kBlock * (bins_.cell_z[c] - z) - kBlock / 2)},
+                         groups_.any() ? groups_.vertices.data() + groups_.vertices_begin[c] : nullptr});
         spheres += bins_.begin[c + 1] - bins_.begin[c];
         groups += (bins_.begin[c + 1] - bins_.begin[c] + kGroup - 1) / kGroup;
       }
@@ -210,14 +211,14 @@ class Worker {
       arrays.take(list->id);
     }
     arrays.take(s.first);
-    for (int32_t** array : {&s.run, &s.slot, &s.kept, &s.columns}) arrays.take(*array);
+    for (int32_t** array : {&s.run, &s.slot, &s.kept, &s.waiting}) arrays.take(*array);
     s.capacity = n;
   }
   void reserve_frames(int64_t n) {
     frames_ = Buffer<uint8_t>(n * kernels_.frame_bytes);
     scratch_.frames = frames_.data();
     scratch_.frame_capacity = n;
-    Arrays arrays(by_frame_, 4, n);
+    Arrays arrays(by_frame_, 3, n);
     arrays.take(scratch_.brick);
     if (!groups_.any()) return;
     GroupScratch& s = scratch_.groups;
@@ -226,7 +227,6 @@ class Worker {
     arrays.take(s.frame_face);
     arrays.take(s.count);
     s.framed = s.count + n / kGroup;
-    arrays.take(s.id);
   }
 
   const Bins& bins_;
