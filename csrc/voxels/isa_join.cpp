@@ -2,6 +2,7 @@
 #include "common/isa.h"
 #include "common/simd.h"
 #include "voxels/join_rows.h"
+#include "voxels/join_vectors.h"
 
 namespace cvc::voxels {
 namespace {
@@ -15,29 +16,6 @@ inline void for_each_vector(int64_t channels, F f) {
   if constexpr (kWidth<T> > kShort)
     for (; c + kShort <= channels; c += kShort) f(Vec<T, kShort>{}, c);
   for (; c < channels; ++c) f(Vec<T, 1>{}, c);
-}
-
-// Writes past the caches: the lines need not be fetched first.
-template <class T, class V>
-inline void stream(T* p, V v) {
-#if defined(__x86_64__)
-  for (size_t b = 0; b < sizeof v; b += 16) {
-    __m128i part;
-    __builtin_memcpy(&part, reinterpret_cast<const char*>(&v) + b, 16);
-    _mm_stream_si128(reinterpret_cast<__m128i*>(reinterpret_cast<char*>(p) + b), part);
-  }
-#else
-  store(p, v);
-#endif
-}
-
-template <bool kMax, class V>
-inline V join(V sum, V row) {
-  if constexpr (kMax) {
-    return (row > sum) | (row != row) ? row : sum;
-  } else {
-    return sum + row;
-  }
 }
 
 template <class T, bool kMax>

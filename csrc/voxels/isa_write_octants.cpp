@@ -5,6 +5,7 @@
 // every feature is read once, and a parent is summed in registers and written once, past the caches.
 #include "common/isa.h"
 #include "common/simd.h"
+#include "voxels/join_vectors.h"
 #include "voxels/octants.h"
 
 namespace cvc::voxels {
@@ -60,25 +61,7 @@ struct Streams {
 #endif
 };
 
-// Past the caches: the lines need not be fetched first.
-template <class T, class V>
-inline void stream(T* to, V v) {
-#if defined(CVC_SIMD_AVX512)
-  if constexpr (sizeof v == 64) {
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
-    return;
-  }
-#endif
-#if defined(__SSE2__)
-  for (size_t b = 0; b < sizeof v; b += 16) {
-    __m128i part;
-    __builtin_memcpy(&part, reinterpret_cast<const char*>(&v) + b, 16);
-    _mm_stream_si128(reinterpret_cast<__m128i*>(reinterpret_cast<char*>(to) + b), part);
-  }
-#else
-  store(to, v);
-#endif
-}
+// Past the caches.
 inline void stream(int64_t* to, int64_t number) {
 #if defined(__SSE2__)
   _mm_stream_si64(reinterpret_cast<long long*>(to), number);
@@ -96,15 +79,6 @@ inline void stream(const uint32_t* numbers, int64_t n, int64_t add, int64_t* to)
   }
 #endif
   for (; k < n; ++k) to[k] = add + numbers[k];
-}
-
-template <bool kMax, class V>
-inline V join(V sum, V row) {
-  if constexpr (kMax) {
-    return (row > sum) | (row != row) ? row : sum;
-  } else {
-    return sum + row;
-  }
 }
 
 // How the rows of a parent become one; and every row is told its parent.
