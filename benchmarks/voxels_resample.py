@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks import workload
 from benchmarks.harness import Contestant, Prepared, Settings, Workload, copy_of, ours
+from benchmarks.peers import scattered_lines
 from cvctoolkit import ops
 
 BAND = 2
@@ -155,8 +156,8 @@ def _from_dense(resolution: int, channels: int, *, from_ours: bool = False):
     What must move is counted in lines of the cache, the least that can be read.
 
     Of the voxels alone, 4 bytes a cell: 7.8 MB of the band at 256³ with 8 channels; in the distinct lines of 64 bytes
-    that these cells lie in, plane by plane: 26.3 MB. The copy reads as many bytes one after the other; how long
-    scattered lines take is the other yardstick's time.
+    that these cells lie in, plane by plane: 26.3 MB. The copy reads as many bytes one after the other. How long these
+    very lines take, and the coordinates and rows, is the other yardstick's time.
     """
 
     def prepare(settings: Settings) -> Prepared:
@@ -172,7 +173,6 @@ def _from_dense(resolution: int, channels: int, *, from_ours: bool = False):
 
         # A cell cannot be read without its line of the cache, 16 cells; these lie far apart.
         lines = torch.unique(_cells(coords, resolution) // 16)
-        every = (torch.arange(channels, device=lines.device)[:, None] * (resolution**3 // 16) + lines).flatten()
         prepared = _prepared(
             lambda **backend: ops.from_dense(dense, coords, **backend),
             [("torch indexing", "torch", torch_index)],
@@ -181,10 +181,15 @@ def _from_dense(resolution: int, channels: int, *, from_ours: bool = False):
             writes=4 * channels * len(coords),
             reference=False,
         )
-        read = Contestant(
-            "torch index_select of the cache lines", lambda: dense.view(-1, 16).index_select(0, every), yardstick=True
+        if settings.device != "cpu" or not scattered_lines.available():
+            return prepared
+        first = 16 * lines
+        moved = Contestant(
+            "the same lines, coordinates and rows alone (C++)",
+            lambda: scattered_lines.touch(dense, first, coords, settings.threads),
+            yardstick=True,
         )
-        return replace(prepared, contestants=[*prepared.contestants, read])
+        return replace(prepared, contestants=[*prepared.contestants, moved])
 
     return prepare
 
@@ -489,6 +494,14 @@ WORKLOADS = [
     Workload("voxels_resample", "to dense, 128³ × 32 channels", _to_dense(128, 32)),
     Workload("voxels_resample", "from dense, 256³ × 8 channels", _from_dense(256, 8)),
     Workload("voxels_resample", "from dense of to_dense, 256³ × 8 channels", _from_dense(256, 8, from_ours=True)),
+    Workload("voxels_resample", "from dense, 256³ × 32 channels", _from_dense(256, 32), quick=False),
+    Workload(
+        "voxels_resample",
+        "from dense of to_dense, 256³ × 32 channels",
+        _from_dense(256, 32, from_ours=True),
+        quick=False,
+    ),
+    Workload("voxels_resample", "from dense, 512³ × 1 channel", _from_dense(512, 1)),
     Workload("voxels_resample", "downsample mean, 512³ band × 32 channels", _downsample(512, 32)),
     Workload("voxels_resample", "downsample mean, 256³ band × 128 channels", _downsample(256, 128)),
     Workload("voxels_resample", "subdivide, 256³ × 32 channels", _subdivide(512, 32)),

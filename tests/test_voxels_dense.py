@@ -202,7 +202,7 @@ def on(isa, threads):
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ordered", [True, False])
-@pytest.mark.parametrize("channels", [1, 5, 8, 11, 16])
+@pytest.mark.parametrize("channels", [1, 2, 5, 8, 11, 16])
 def test_many_voxels_of_volumes_that_begin_within_a_cache_line(isa, dtype, ordered, channels):
     """Groups of channels, whole and in part; blocks of voxels, whole vectors of them and what is left."""
     shape = (3, 31, 29, 37)
@@ -212,19 +212,30 @@ def test_many_voxels_of_volumes_that_begin_within_a_cache_line(isa, dtype, order
     expected = dense[b, :, x, y, z]
     for threads in (1, 3):
         with on(isa, threads):
-            for count in (len(coords), 200, 129, 72, 65, 64, 63, 8, 7, 3, 1, 0):
+            for count in (len(coords), 700, 513, 129, 128, 127, 72, 8, 7, 3, 1, 0):
                 assert torch.equal(from_dense(dense, coords[:count], assume_unique=True), expected[:count])
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_rows_written_past_the_caches(isa):
-    """More than 4 MiB of whole groups, from memory that begins anywhere."""
+@pytest.mark.parametrize("channels", [8, 16, 24, 32, 64])
+def test_rows_written_past_the_caches(isa, channels):
+    """More than 4 MiB of whole groups, from memory that begins anywhere; rows of whole cache lines, and others."""
     shape = (2, 70, 50, 41)
     coords = some_voxels(7, shape, 0.6)
     for dtype in (torch.float64, torch.float32, torch.float16):
-        dense = torch.randn(2, 8, *shape[1:], generator=generator(6)).to(dtype)
+        dense = torch.randn(2, channels, *shape[1:], generator=generator(6)).to(dtype)
         with on(isa, 2):
             assert torch.equal(from_dense(dense, coords), from_dense(dense, coords, backend="reference"))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("lines", range(1, 12))
+def test_blocks_of_few_lines(isa, lines):
+    """Fewer lines of the cache than channels, which are fetched one line behind each other."""
+    dense = torch.randn(1, 9, 1, 16, 16, generator=generator(8))
+    coords = torch.cartesian_prod(*[torch.arange(n, dtype=torch.int32) for n in (1, 1, lines, 16)])
+    with on(isa, 1):
+        assert torch.equal(from_dense(dense, coords), from_dense(dense, coords, backend="reference"))
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
@@ -255,9 +266,10 @@ def test_a_voxel_outside_or_twice_is_seen_wherever_it_is(isa, count):
 
 def test_voxels_twice_where_one_task_ends_and_the_next_begins():
     coords, dense = some_voxels(3, (1, 40, 40, 40), 0.7), torch.zeros(1, 1, 40, 40, 40)
-    half = len(coords) // 2
-    assert half > 2**14  # rows of a task
-    for row in (half - 1, half, half + 1):
+    tasks = len(coords) // 2**12
+    size, rest = divmod(len(coords), tasks)
+    assert tasks > 2 and not rest
+    for row in [end + step for end in (size, tasks // 2 * size) for step in (-1, 0, 1)]:
         twice = torch.cat([coords[:row], coords[row - 1 : -1]])
         for threads in (1, 3):
             with on("baseline", threads), pytest.raises(ValueError, match="one twice"):

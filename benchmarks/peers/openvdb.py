@@ -2,17 +2,15 @@
 
 import ctypes
 import functools
-import hashlib
-import os
 import pathlib
 import re
 import shutil
-import subprocess
 
 import numpy as np
 
+from benchmarks.peers import shim
+
 SOURCE = pathlib.Path(__file__).with_name("openvdb_peer.cpp")
-CACHE = pathlib.Path(__file__).parents[1] / "data"
 HEADER = pathlib.Path("/usr/include/openvdb/version.h")
 
 
@@ -30,15 +28,7 @@ def version() -> str:
 @functools.cache
 def library(threads: int) -> ctypes.CDLL:
     """The compiled shim with OpenVDB limited to ``threads`` threads."""
-    digest = hashlib.sha1(SOURCE.read_bytes()).hexdigest()[:8]
-    path = CACHE / f"libopenvdb_peer_{digest}.so"
-    if not path.exists():
-        CACHE.mkdir(exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        flags = ["-O3", "-march=native", "-std=c++17", "-fPIC", "-shared"]
-        subprocess.run(["g++", *flags, str(SOURCE), "-o", str(partial), "-lopenvdb", "-ltbb", "-lImath"], check=True)
-        partial.rename(path)
-    lib = ctypes.CDLL(str(path))
+    lib = shim.compiled(SOURCE, ["-lopenvdb", "-ltbb", "-lImath"])
     for name in ("vdb_mesh_to_volume", "vdb_from_band", "vdb_volume_to_mesh"):
         getattr(lib, name).restype = ctypes.c_void_p
     lib.vdb_active_count.restype = ctypes.c_int64

@@ -24,7 +24,7 @@ std::tuple<Tensor, int64_t> voxels_from_dense(Tensor dense, Tensor coords, bool 
   const bool large = n * channels * width > (int64_t{4} << 20);
   const CellGather gather{dense.const_data_ptr(), volume, channels, width, voxels, data_of<char>(feats), large};
   std::atomic<bool> inside{true}, ascending{true};
-  for_each_range(n, [&](int64_t begin, int64_t end) {
+  for_each_range_apart(n, 1 << 12, [&](int64_t begin, int64_t end) {
     const Order order = CVC_ISA_PICK(gather_cells)(gather, begin, end);
     if (!order.inside) inside.store(false, std::memory_order_relaxed);
     if (!order.ascending) ascending.store(false, std::memory_order_relaxed);

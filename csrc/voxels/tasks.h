@@ -54,6 +54,29 @@ void for_each_range(int64_t n, const F& f) {
   for_each_task(chunks.count, [&](int64_t c) { f(chunks.begin(c), chunks.end(c)); });
 }
 
+// The same in ranges of about `grain`, where every thread goes along a stretch of its own, and those that are done help
+// the others: for what lies far apart in memory, where threads that read next to each other get in each other's way.
+template <class F>
+void for_each_range_apart(int64_t n, int64_t grain, const F& f) {
+  const Chunks chunks(n, grain, int64_t{1} << 16);
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), chunks.count);
+  struct alignas(64) Stretch {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  std::vector<Stretch> stretches(threads);
+  for (int64_t t = 0; t < threads; ++t) {
+    stretches[t].next = chunks.count * t / threads;
+    stretches[t].end = chunks.count * (t + 1) / threads;
+  }
+  for_each_task(threads, [&](int64_t own) {
+    for (int64_t k = 0; k < threads; ++k) {
+      Stretch& s = stretches[(own + k) % threads];
+      for (int64_t c; (c = s.next.fetch_add(1, std::memory_order_relaxed)) < s.end;) f(chunks.begin(c), chunks.end(c));
+    }
+  });
+}
+
 // sums[i] becomes the sum of sums[0..i); returns the total.
 inline int64_t running_sums(std::vector<int64_t>& sums) {
   int64_t total = 0;
