@@ -34,6 +34,7 @@ FAMILIES = (
     "mesh",
     "sdf",
     "voxels",
+    "voxels_dense",
     "voxels_resample",
     "sparse_conv",
     "sparse_attention",
