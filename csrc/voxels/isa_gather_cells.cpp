@@ -57,7 +57,10 @@ class Finder {
     block.lines = 0;
     line_ = 0;  // none
     int64_t i = many(count, block);
-    for (; i < count; ++i) one(coords_ + kRow * i, block.place[i], block);
+    for (; i < count; ++i) {
+      if (i % (16 / kRow) == 0) fetch_ahead(coords_ + kRow * i);  // once a line
+      one(coords_ + kRow * i, block.place[i], block);
+    }
     coords_ += kRow * count;
     left_ -= count;
     block.count = order.inside ? count : 0;
