@@ -21,6 +21,8 @@ def available() -> bool:
 @functools.cache
 def _library() -> ctypes.CDLL:
     library = shim.compiled(SOURCE, ["-fopenmp"])
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.touch_lines.argtypes = [pointer, size, size, pointer, size, pointer, pointer, size, ctypes.c_int]
     library.touch_lines.restype = ctypes.c_float
     return library
 
@@ -34,19 +36,7 @@ def touch(dense: Tensor, lines: Tensor, coords: Tensor, threads: int) -> Tensor:
         coords: ``[N, 4]`` int32, contiguous.
         threads: How many.
     """
-    channels, cells = dense.shape[1], dense[0, 0].numel()
-    rows = dense.new_empty(len(coords), channels)
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (dense, lines, coords, rows)]
-    sizes = [ctypes.c_int64(n) for n in (channels, cells, len(lines), len(coords))]
-    _library().touch_lines(
-        pointers[0],
-        sizes[0],
-        sizes[1],
-        pointers[1],
-        sizes[2],
-        pointers[2],
-        pointers[3],
-        sizes[3],
-        ctypes.c_int(threads),
-    )
+    rows = dense.new_empty(len(coords), dense.shape[1])
+    d, k, c, r = (t.data_ptr() for t in (dense, lines, coords, rows))
+    _library().touch_lines(d, dense.shape[1], dense[0, 0].numel(), k, len(lines), c, r, len(coords), threads)
     return rows

@@ -29,8 +29,9 @@ struct Block {
   int64_t count, lines;
 
   const T** line() { return ring + kChannels; }
-  // The one `back` before line k, the last one before the first; 0 <= back < kChannels.
+  // The one `back` before line k, round about; 0 <= back < kChannels.
   const T* line(int64_t k, int64_t back) const { return ring[kChannels + k - back]; }
+  // The last lines, once more in front of the first.
   void close_ring() {
     for (int64_t k = 1, at = lines; k < kChannels && lines > 0; ++k)
       line()[-k] = line()[at = (at > 0 ? at : lines) - 1];
